@@ -1,0 +1,499 @@
+"""``Causal2Vec``: the public face of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+
+from c2v_engine.errors import CheckpointError, InputError
+from c2v_engine.kernels.dual_token_pool import Precision, output_dtype, output_width
+from c2v_engine.model.assemble import copy_checkpoint, create_checkpoint
+from c2v_engine.model.checkpoint import Checkpoint, load_checkpoint
+from c2v_engine.model.config import Causal2VecConfig
+from c2v_engine.model.pooling import OutputFormat
+from c2v_engine.runtime.hub import fetch_checkpoint
+from c2v_engine.runtime.pipeline import EmbeddingPipeline, EncodeStats
+from c2v_engine.runtime.progress import ProgressReporter
+from c2v_engine.runtime.ranges import Ranges
+from c2v_engine.runtime.tokenization import CheckpointTokenizer
+from c2v_engine.similarity import cosine_similarity
+
+# On a CPU a batch should stay near the caches; a GPU wants enough rows to fill its matrix units.
+_DEFAULT_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+_RANGED = ("int8", "uint8")
+
+Texts = Sequence[str] | np.ndarray
+Embeddings = np.ndarray | torch.Tensor
+
+
+def default_model_path() -> Path:
+    """The directory of the small model that ships with the package."""
+    return Path(str(files("c2v_engine") / "default_model"))
+
+
+class Causal2Vec:
+    """A Causal2Vec checkpoint, ready to embed texts.
+
+    Use ``Causal2Vec.from_pretrained``; the constructor takes what ``load_checkpoint`` opened.
+
+    Attributes:
+        config: the checkpoint's ``config.json``.
+        device: where it runs.
+        dtype: of the computation.
+        name: as it was asked for.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
+        self._checkpoint = checkpoint
+        self.name = name
+        self.config: Causal2VecConfig = checkpoint.config
+        self.device = checkpoint.device
+        self.dtype = checkpoint.dtype
+        context = checkpoint.model.context
+        tokenizer = CheckpointTokenizer(
+            self.config,
+            checkpoint.directory,
+            checkpoint.decoder_config,
+            context.encoder.shape.vocab_size if context is not None else None,
+        )
+        self._pipeline = EmbeddingPipeline(checkpoint.model, tokenizer, self.device)
+        self._ranges = Ranges.load(checkpoint.directory)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | Path | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        attention: str = "auto",
+    ) -> Causal2Vec:
+        """Open a checkpoint.
+
+        Args:
+            path_or_repo: a checkpoint directory, or the id of a Hub repository; None opens the
+                small model that ships with the package.
+            device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+            dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: bfloat16 on CUDA, on a CPU
+                bfloat16 only if the checkpoint is stored in it and the CPU has the instructions,
+                else float32.
+            attention: ``auto`` or a backend's name; see ``c2v doctor``.
+
+        Raises:
+            ConfigError: its ``config.json`` is missing or wrong.
+            CheckpointError: its files do not fit together, or there is no such model.
+            BackendError: a device, dtype or backend that can not be used here.
+        """
+        if path_or_repo is None:
+            directory, name = default_model_path(), "default"
+        else:
+            directory, name = Path(path_or_repo), str(path_or_repo)
+            if not directory.is_dir():
+                directory = fetch_checkpoint(name)
+        return cls(load_checkpoint(directory, device, dtype, attention), name)
+
+    create = staticmethod(create_checkpoint)
+
+    @property
+    def dimension(self) -> int:
+        """Width of a whole embedding: one decoder width for each pooled entry."""
+        return self._checkpoint.model.dimension
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The checkpoint's named prompts."""
+        return dict(self.config.prompts)
+
+    @property
+    def stats(self) -> EncodeStats:
+        """What has gone through this engine so far."""
+        return self._pipeline.stats
+
+    def output_dimension(
+        self, truncate_dim: int | None = None, precision: Precision = "float32"
+    ) -> int:
+        """Columns of an embedding array: dimensions, or bytes of packed bits.
+
+        Raises:
+            InputError: an impossible ``truncate_dim`` or precision.
+        """
+        return output_width(self._keep(truncate_dim) * self.config.segments, precision)
+
+    def output_dtype(self, precision: Precision = "float32") -> np.dtype[Any]:
+        """The NumPy dtype of an embedding array.
+
+        Raises:
+            InputError: an unknown precision, or bfloat16, which NumPy has not.
+        """
+        _refuse_bfloat16_array(precision)
+        return torch.empty(0, dtype=output_dtype(precision)).numpy().dtype
+
+    @overload
+    def encode(
+        self,
+        texts: str | Texts,
+        prompt_name: str | None = ...,
+        prompt: str | None = ...,
+        batch_tokens: int | None = ...,
+        show_progress_bar: bool | None = ...,
+        convert_to: Literal["numpy"] = ...,
+        normalize_embeddings: bool | None = ...,
+        truncate_dim: int | None = ...,
+        precision: Precision = ...,
+        ranges: np.ndarray | None = ...,
+    ) -> np.ndarray: ...
+
+    @overload
+    def encode(
+        self,
+        texts: str | Texts,
+        prompt_name: str | None = ...,
+        prompt: str | None = ...,
+        batch_tokens: int | None = ...,
+        show_progress_bar: bool | None = ...,
+        *,
+        convert_to: Literal["tensor"],
+        normalize_embeddings: bool | None = ...,
+        truncate_dim: int | None = ...,
+        precision: Precision = ...,
+        ranges: np.ndarray | None = ...,
+    ) -> torch.Tensor: ...
+
+    def encode(
+        self,
+        texts: str | Texts,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_tokens: int | None = None,
+        show_progress_bar: bool | None = None,
+        convert_to: Literal["numpy", "tensor"] = "numpy",
+        normalize_embeddings: bool | None = None,
+        truncate_dim: int | None = None,
+        precision: Precision = "float32",
+        ranges: np.ndarray | None = None,
+    ) -> Embeddings:
+        """Embed texts.
+
+        Args:
+            texts: one string, or a sequence of them.
+            prompt_name: one of the checkpoint's prompts.
+            prompt: a prompt given as it is; wins over ``prompt_name``.
+            batch_tokens: most decoder rows of a batch; None for the device's default.
+            show_progress_bar: None shows one where standard error is a terminal and there are
+                many texts.
+            convert_to: ``numpy`` or ``tensor`` (on the CPU).
+            normalize_embeddings: None for the checkpoint's setting.
+            truncate_dim: dimensions to keep, as many of the front of each pooled part; the vector
+                is normalised after that.
+            precision: ``float32``, ``float16``, ``bfloat16`` (tensors only), ``int8``, ``uint8``
+                (fixed ranges), ``binary``, ``ubinary`` (sign bits, eight to a byte), as
+                sentence-transformers means them.
+            ranges: ``[2, dimensions]`` minimum and maximum for int8 and uint8; None for those
+                stored in the checkpoint.
+
+        Returns:
+            ``[texts, columns]``, or ``[columns]`` for one string.
+
+        Raises:
+            TextError: a text that can not be embedded, named by its row.
+            InputError: options that can not be.
+        """
+        single = isinstance(texts, str)
+        if not single and not isinstance(texts, (Sequence, np.ndarray)):
+            raise InputError(
+                f"texts is {type(texts).__name__}, expected a string or a sequence of strings; "
+                "encode_stream takes any iterable"
+            )
+        if convert_to not in ("numpy", "tensor"):
+            raise InputError(f"convert_to is {convert_to!r}, expected 'numpy' or 'tensor'")
+        if convert_to == "numpy":
+            _refuse_bfloat16_array(precision)
+        items: Sequence[str] = [texts] if isinstance(texts, str) else _as_list(texts)
+        blocks = self._blocks(
+            items,
+            prompt_name,
+            prompt,
+            batch_tokens,
+            normalize_embeddings,
+            truncate_dim,
+            precision,
+            ranges,
+        )
+        with ProgressReporter.for_encode(show_progress_bar, len(items)) as progress:
+            collected = []
+            for block in blocks:
+                collected.append(block)
+                progress.advance(len(block))
+        columns = self.output_dimension(truncate_dim, precision)
+        result = (
+            torch.cat(collected)
+            if collected
+            else torch.empty((0, columns), dtype=output_dtype(precision))
+        )
+        result = result[0] if single else result
+        return result.numpy() if convert_to == "numpy" else result
+
+    def encode_query(self, texts: str | Texts, **options: Any) -> Embeddings:
+        """Embed queries: ``encode`` with the prompt named ``query`` where there is one.
+
+        Takes the options of ``encode``; a ``prompt`` or ``prompt_name`` given there wins.
+        """
+        embeddings: Embeddings = self.encode(texts, **self._with_prompt(("query",), options))
+        return embeddings
+
+    def encode_document(self, texts: str | Texts, **options: Any) -> Embeddings:
+        """Embed documents: ``encode`` with the first prompt of document, passage, corpus.
+
+        Takes the options of ``encode``; a ``prompt`` or ``prompt_name`` given there wins.
+        """
+        names = ("document", "passage", "corpus")
+        embeddings: Embeddings = self.encode(texts, **self._with_prompt(names, options))
+        return embeddings
+
+    def encode_stream(
+        self,
+        texts: Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_tokens: int | None = None,
+        normalize_embeddings: bool | None = None,
+        truncate_dim: int | None = None,
+        precision: Precision = "float32",
+        ranges: np.ndarray | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Embed any number of texts with bounded memory.
+
+        Args:
+            texts: any iterable; it is read some thousands of texts ahead.
+            prompt_name: as in ``encode``, and so are the rest.
+            prompt: as in ``encode``.
+            batch_tokens: as in ``encode``.
+            normalize_embeddings: as in ``encode``.
+            truncate_dim: as in ``encode``.
+            precision: as in ``encode``, without ``bfloat16``.
+            ranges: as in ``encode``.
+
+        Returns:
+            An iterator over blocks ``[texts, columns]``, in the order of the input.
+
+        Raises:
+            TextError: a text that can not be embedded, named by its row; raised while iterating.
+            InputError: options that can not be; raised at once.
+        """
+        if isinstance(texts, str):
+            raise InputError(
+                "texts is one string, expected an iterable of strings; encode takes it"
+            )
+        _refuse_bfloat16_array(precision)
+        blocks = self._blocks(
+            texts,
+            prompt_name,
+            prompt,
+            batch_tokens,
+            normalize_embeddings,
+            truncate_dim,
+            precision,
+            ranges,
+        )
+        return (block.numpy() for block in blocks)
+
+    def similarity(self, first: Embeddings, second: Embeddings) -> torch.Tensor:
+        """Cosine similarity ``[n, m]`` of embeddings ``[n, dimensions]`` and ``[m, dimensions]``.
+
+        Raises:
+            InputError: embeddings of different widths, or of bytes that are not numbers.
+        """
+        return cosine_similarity(first, second)
+
+    def calibrate(
+        self,
+        texts: Iterable[str],
+        *,
+        truncate_dim: int | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+    ) -> np.ndarray:
+        """Find every dimension's range over texts, for int8 and uint8.
+
+        The ranges serve this engine from now on; ``save_ranges`` stores them.
+
+        Args:
+            texts: at least two, the more the better.
+            truncate_dim: as the embeddings will be truncated.
+            prompt_name: as in ``encode``.
+            prompt: as in ``encode``.
+
+        Returns:
+            Float32 ``[2, dimensions]``: minimum and maximum.
+
+        Raises:
+            InputError: fewer than two texts.
+        """
+        blocks = self.encode_stream(
+            texts, truncate_dim=truncate_dim, prompt_name=prompt_name, prompt=prompt
+        )
+        self._ranges = Ranges.of_blocks(blocks, self.config.normalize)
+        return self._ranges.values.numpy()
+
+    def save_ranges(self, directory: str | Path | None = None) -> Path:
+        """Store the ranges in a checkpoint directory.
+
+        Args:
+            directory: None for the one this engine was loaded from.
+
+        Returns:
+            The file written.
+
+        Raises:
+            CheckpointError: there are no ranges, or no such checkpoint.
+        """
+        target = self._checkpoint.directory if directory is None else Path(directory)
+        if self._ranges is None:
+            raise CheckpointError(f"{target}: there are no ranges to store; calibrate first")
+        return self._ranges.save(target)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write the checkpoint to another directory, which must not hold anything yet.
+
+        The weights are those that were loaded, in their stored dtype; an adapter stays one.
+
+        Raises:
+            CheckpointError: the directory is not empty or can not be written.
+        """
+        target = Path(directory)
+        copy_checkpoint(self._checkpoint.directory, self.config, target)
+        if self._ranges is not None:
+            self.save_ranges(target)
+
+    def info(self) -> dict[str, Any]:
+        """What this model is, for people: names and plain values."""
+        checkpoint, model = self._checkpoint, self._checkpoint.model
+        decoder = model.decoder
+        lines: dict[str, Any] = {
+            "model": self.name,
+            "directory": str(checkpoint.directory),
+            "dimension": self.dimension,
+            "template": list(self.config.template),
+            "pooling": list(self.config.pooling),
+            "attention mask": self.config.attention,
+            "normalize": self.config.normalize,
+            "max length": self.config.max_length,
+            "prompts": self.prompts,
+            "default prompt": self.config.default_prompt_name,
+            "decoder": _describe(
+                checkpoint.decoder_config, decoder.num_parameters(), decoder.embed_tokens
+            ),
+            "adapter": self.config.decoder.adapter,
+        }
+        if model.context is not None:
+            encoder = model.context.encoder
+            lines["encoder"] = _describe(
+                checkpoint.encoder_config, encoder.num_parameters(), encoder.word_embeddings
+            )
+        lines |= {
+            "calibrated ranges": self._ranges is not None,
+            "stored dtype": str(checkpoint.stored_dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "attention backend": model.attention.name,
+        }
+        return lines
+
+    def _blocks(
+        self,
+        texts: Iterable[str],
+        prompt_name: str | None,
+        prompt: str | None,
+        batch_tokens: int | None,
+        normalize: bool | None,
+        truncate_dim: int | None,
+        precision: Precision,
+        ranges: np.ndarray | None,
+    ) -> Iterator[torch.Tensor]:
+        """Check the options, then run."""
+        if batch_tokens is None:
+            batch_tokens = _DEFAULT_BATCH_TOKENS[self.device.type]
+        if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int) or batch_tokens < 1:
+            raise InputError(f"batch_tokens is {batch_tokens!r}, expected a number of at least 1")
+        normalize = self.config.normalize if normalize is None else bool(normalize)
+        keep = self._keep(truncate_dim)
+        output = OutputFormat(
+            keep, normalize, precision, self._resolve_ranges(keep, normalize, precision, ranges)
+        )
+        return self._pipeline.run(
+            texts, self._resolve_prompt(prompt_name, prompt), batch_tokens, output
+        )
+
+    def _keep(self, truncate_dim: int | None) -> int:
+        """Dimensions kept of each pooled part."""
+        width, segments = self._checkpoint.model.decoder.shape.hidden_size, self.config.segments
+        if truncate_dim is None:
+            return width
+        whole = isinstance(truncate_dim, int) and not isinstance(truncate_dim, bool)
+        if not whole or not 1 <= truncate_dim <= self.dimension or truncate_dim % segments:
+            raise InputError(
+                f"truncate_dim is {truncate_dim!r}, expected a multiple of {segments} "
+                f"between {segments} and {self.dimension}"
+            )
+        return truncate_dim // segments
+
+    def _resolve_prompt(self, prompt_name: str | None, prompt: str | None) -> str:
+        if prompt is None:
+            name = self.config.default_prompt_name if prompt_name is None else prompt_name
+            if name is None:
+                return ""
+            if name not in self.config.prompts:
+                known = ", ".join(map(repr, self.config.prompts)) or "there are none"
+                raise InputError(f"prompt_name is {name!r}, expected one of: {known}")
+            prompt = self.config.prompts[name]
+        if not isinstance(prompt, str):
+            raise InputError(f"prompt is {type(prompt).__name__}, expected text (str)")
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(f"prompt is not valid Unicode at {error.start}") from None
+        return prompt
+
+    def _resolve_ranges(
+        self, keep: int, normalize: bool, precision: Precision, ranges: np.ndarray | None
+    ) -> torch.Tensor | None:
+        output_dtype(precision)  # refuses an unknown one
+        if precision not in _RANGED:
+            return None
+        chosen = self._ranges if ranges is None else Ranges.of_array(ranges)
+        if chosen is None:
+            raise InputError(
+                f"precision {precision} needs fixed ranges: pass ranges=, or store them in the "
+                "checkpoint with c2v calibrate"
+            )
+        return chosen.for_output(keep * self.config.segments, normalize).to(self.device)
+
+    def _with_prompt(self, names: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
+        if options.get("prompt") is None and options.get("prompt_name") is None:
+            known = [name for name in names if name in self.config.prompts]
+            if known:
+                return {**options, "prompt_name": known[0]}
+        return options
+
+
+def _as_list(texts: Texts) -> Sequence[str]:
+    return texts.tolist() if isinstance(texts, np.ndarray) else texts
+
+
+def _refuse_bfloat16_array(precision: str) -> None:
+    if precision == "bfloat16":
+        raise InputError(
+            "precision bfloat16 has no NumPy dtype: use convert_to='tensor', float16 or float32"
+        )
+
+
+def _describe(config: Any, parameters: int, embeddings: torch.Tensor) -> str:
+    return (
+        f"{config.model_type}, {config.num_hidden_layers} layers, {config.hidden_size} wide, "
+        f"{parameters / 1e6:.1f} M parameters + {embeddings.numel() / 1e6:.1f} M embeddings"
+    )

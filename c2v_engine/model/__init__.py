@@ -1,0 +1,1 @@
+"""Config, checkpoint and the plain packed forward: no batching policy, no threads."""

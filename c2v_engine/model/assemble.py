@@ -1,0 +1,191 @@
+"""Writing checkpoint directories: copies of one, and new ones of an encoder and a decoder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from c2v_engine.errors import CheckpointError, ConfigError
+from c2v_engine.model.checkpoint import load_transformers_config
+from c2v_engine.model.config import (
+    AttentionMode,
+    Causal2VecConfig,
+    DecoderConfig,
+    EncoderConfig,
+    ProjectorActivation,
+    ProjectorConfig,
+)
+from c2v_engine.model.decoder import DecoderShape
+from c2v_engine.model.encoder import EncoderShape, check_encoder_length
+from c2v_engine.model.lora import LoraAdapter
+from c2v_engine.model.projector import PROJECTOR_NAME, projector_shapes
+from c2v_engine.model.template import CONTEXT, Template
+from c2v_engine.model.weights import WeightFolder
+
+# What a transformers checkpoint folder consists of; nothing else is copied or fetched.
+MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+
+
+def copy_checkpoint(source: Path, config: Causal2VecConfig, target: Path) -> None:
+    """Write a checkpoint's files to another directory.
+
+    Raises:
+        CheckpointError: the target holds something already, or can not be written.
+    """
+    folders = [config.decoder.path, config.decoder.adapter]
+    folders += [config.encoder.path] if config.encoder is not None else []
+    _make_empty(target)
+    for folder in folders:
+        if folder is not None:
+            _copy_model_files(source / folder, target / folder)
+    if (source / PROJECTOR_NAME).exists():
+        shutil.copyfile(source / PROJECTOR_NAME, target / PROJECTOR_NAME)
+    config.save(target)
+
+
+def create_checkpoint(
+    output: str | Path,
+    decoder: str | Path,
+    encoder: str | Path | None = None,
+    *,
+    template: Sequence[str] = (CONTEXT, "{prompt}{text}", "<eos>"),
+    pooling: Sequence[str | int] = (CONTEXT, "<eos>"),
+    attention: AttentionMode = "causal",
+    normalize: bool = True,
+    max_length: int = 512,
+    encoder_options: Mapping[str, Any] | None = None,
+    projector_hidden_size: int | None = None,
+    projector_activation: ProjectorActivation = "gelu",
+    projector_bias: bool = True,
+    prompts: Mapping[str, str] | None = None,
+    default_prompt_name: str | None = None,
+    adapter: str | Path | None = None,
+    seed: int = 0,
+) -> Path:
+    """Assemble a checkpoint with an untrained projector from an encoder and a decoder.
+
+    Args:
+        output: the directory to write; it must not hold anything yet.
+        decoder: a transformers checkpoint folder (Llama, Mistral, Qwen2 or Qwen3).
+        encoder: a transformers checkpoint folder (BERT family); None for templates without
+            ``<context>``.
+        template: the decoder's sequence.
+        pooling: the template entries that make the embedding.
+        attention: ``causal`` or ``bidirectional``.
+        normalize: whether embeddings are L2-normalised by default.
+        max_length: most rows of the decoder's sequence.
+        encoder_options: the encoder's section of the config: ``text``, ``pooling``,
+            ``max_length`` (by default what its positions allow, 512 at most), ``overflow``.
+        projector_hidden_size: None for the decoder's width.
+        projector_activation: of the projector.
+        projector_bias: whether it has biases.
+        prompts: named prompts.
+        default_prompt_name: the one used where a call names none.
+        adapter: a PEFT LoRA adapter folder of the decoder.
+        seed: of the projector's weights: normal, of variance 1 / inputs; biases are zero.
+
+    Returns:
+        The output directory.
+
+    Raises:
+        ConfigError: options that do not fit together.
+        CheckpointError: a folder is no checkpoint, or the output holds something already.
+        UnsupportedError: an architecture that the engine does not implement.
+    """
+    decoder, output = Path(decoder), Path(output)
+    encoder = None if encoder is None else Path(encoder)
+    has_context = Template(tuple(template), tuple(pooling)).has_context
+    if has_context and encoder is None:
+        raise ConfigError("template has <context>, so an encoder must be given")
+    if not has_context and encoder is not None:
+        raise ConfigError("template has no <context>, so no encoder can be given")
+    decoder_shape = DecoderShape.from_transformers(load_transformers_config(decoder), str(decoder))
+    encoder_shape, encoder_section, projector = None, None, None
+    if encoder is not None:
+        encoder_config = load_transformers_config(encoder)
+        encoder_shape = EncoderShape.from_transformers(encoder_config, str(encoder))
+        encoder_section = _encoder_section(encoder_shape, encoder_options or {}, encoder)
+        width = (
+            decoder_shape.hidden_size if projector_hidden_size is None else projector_hidden_size
+        )
+        projector = ProjectorConfig(width, projector_activation, projector_bias)
+    config = Causal2VecConfig(
+        template=tuple(template),
+        pooling=tuple(pooling),
+        attention=attention,
+        normalize=normalize,
+        max_length=max_length,
+        encoder=encoder_section,
+        projector=projector,
+        decoder=DecoderConfig(adapter=None if adapter is None else "adapter"),
+        prompts=dict(prompts or {}),
+        default_prompt_name=default_prompt_name,
+    )
+    sources = {config.decoder.path: decoder}
+    WeightFolder(decoder)
+    if encoder is not None and encoder_section is not None:
+        WeightFolder(encoder)
+        sources[encoder_section.path] = encoder
+    if adapter is not None:
+        LoraAdapter(Path(adapter))
+        sources["adapter"] = Path(adapter)
+    _make_empty(output)
+    for name, folder in sources.items():
+        _copy_model_files(folder, output / name)
+    if projector is not None and encoder_shape is not None:
+        shapes = projector_shapes(projector, encoder_shape.hidden_size, decoder_shape.hidden_size)
+        save_file(_untrained(shapes, seed), output / PROJECTOR_NAME)
+    config.save(output)
+    return output
+
+
+def _encoder_section(
+    shape: EncoderShape, options: Mapping[str, Any], folder: Path
+) -> EncoderConfig:
+    unknown = set(options) - {"text", "pooling", "max_length", "overflow"}
+    if unknown:
+        raise ConfigError(
+            f"encoder_options has {sorted(unknown)[0]!r}, "
+            "expected text, pooling, max_length or overflow"
+        )
+    section = EncoderConfig(**options)
+    if "max_length" not in options:
+        section = replace(section, max_length=min(section.max_length, shape.max_tokens))
+    check_encoder_length(shape, section.max_length, str(folder))
+    return section
+
+
+def _untrained(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(shape, generator=generator) * shape[-1] ** -0.5
+        if name.endswith("weight")
+        else torch.zeros(shape)
+        for name, shape in shapes.items()
+    }
+
+
+def _make_empty(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        occupied = any(directory.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{directory}: can not be made: {error.strerror}") from None
+    if occupied:
+        raise CheckpointError(f"{directory}: is not empty; choose another output directory")
+
+
+def _copy_model_files(source: Path, target: Path) -> None:
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for pattern in MODEL_FILES:
+            for path in sorted(source.glob(pattern)):
+                shutil.copyfile(path, target / path.name)
+    except OSError as error:
+        raise CheckpointError(f"{target}: can not be written: {error.strerror or error}") from None

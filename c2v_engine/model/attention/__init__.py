@@ -1,0 +1,1 @@
+"""Attention over packed sequences: an abstract base, and one file a backend."""

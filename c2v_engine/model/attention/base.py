@@ -1,0 +1,164 @@
+"""What every attention backend does: plan a batch once, then attend in each layer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from c2v_engine.model.packed_batch import PackedSequences
+
+
+@dataclass(frozen=True)
+class AttentionMask:
+    """Which keys a query sees, within its own sequence.
+
+    Attributes:
+        causal: only itself and what stands before it.
+        window: a sliding window in tokens: query i sees key j only where ``|i - j| < window``.
+            None for no window.
+    """
+
+    causal: bool
+    window: int | None = None
+
+    def for_length(self, max_seqlen: int) -> AttentionMask:
+        """The same mask without a window that no sequence of that length reaches."""
+        if self.window is not None and self.window >= max_seqlen:
+            return AttentionMask(self.causal)
+        return self
+
+    @property
+    def window_size(self) -> tuple[int, int]:
+        """``(left, right)`` as the FlashAttention interfaces take it; -1 is unbounded."""
+        left = -1 if self.window is None else self.window - 1
+        return left, (0 if self.causal else left)
+
+
+class AttentionBackend(ABC):
+    """One way to compute softmax(Q K^T * scale + mask) V over packed sequences."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def why_not(cls, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+        """Why this backend can not serve here, or None where it can."""
+
+    @abstractmethod
+    def plan(self, sequences: PackedSequences, mask: AttentionMask) -> Any:
+        """Work out once per batch what every layer with this mask shares."""
+
+    @abstractmethod
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: Any, scale: float
+    ) -> torch.Tensor:
+        """Attend from every row.
+
+        Args:
+            query: ``[tokens, heads, D]``.
+            key: ``[tokens, kv_heads, D]``.
+            value: likewise.
+            plan: what ``plan`` gave for these sequences.
+            scale: factor of the logits.
+
+        Returns:
+            ``[tokens, heads, D]``.
+        """
+
+    def attend_rows(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        rows: RowQueries,
+        scale: float,
+    ) -> torch.Tensor:
+        """Attend from chosen rows only, as the last layer does for the pooled ones.
+
+        Args:
+            query: ``[rows, heads, D]``.
+            key: ``[tokens, kv_heads, D]``.
+            value: likewise.
+            rows: which rows these are and what they see; as many of every sequence.
+            scale: factor of the logits.
+
+        Returns:
+            ``[rows, heads, D]``.
+        """
+        return rows.attend(query, key, value, scale)
+
+
+class RowQueries:
+    """Queries of a few rows of every sequence against the keys of that sequence.
+
+    Keys are gathered into chunks padded to their longest sequence, which costs little: it happens
+    in one layer, and neighbours in a batch are of like length.
+
+    Args:
+        sequences: the packed sequences.
+        rows: int32 ``[sequences * n]``: packed rows of the queries, n of each sequence.
+        mask: what a query sees.
+        max_keys: most key rows gathered at a time.
+    """
+
+    def __init__(
+        self,
+        sequences: PackedSequences,
+        rows: torch.Tensor,
+        mask: AttentionMask,
+        max_keys: int = 16384,
+    ) -> None:
+        lengths = sequences.lengths.tolist()
+        self.per_sequence = rows.shape[0] // max(len(lengths), 1)
+        starts = sequences.cu_seqlens[:-1].long()[:, None]
+        device_lengths = sequences.cu_seqlens[1:].long()[:, None] - starts
+        positions = rows.view(-1, self.per_sequence).long() - starts
+        self._chunks: list[tuple[int, int, torch.Tensor, torch.Tensor]] = []
+        begin = 0
+        while begin < len(lengths):
+            end, longest = _chunk_end(lengths, begin, max_keys)
+            keys = torch.arange(longest, device=rows.device)
+            length = device_lengths[begin:end]
+            gather = starts[begin:end] + torch.minimum(keys, length - 1)
+            position = positions[begin:end, :, None]
+            visible = (keys < length)[:, None, :].expand(-1, self.per_sequence, -1)
+            if mask.causal:
+                visible = visible & (keys <= position)
+            if mask.window is not None:
+                visible = visible & ((keys - position).abs() < mask.window)
+            self._chunks.append((begin, end, gather, visible))
+            begin = end
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """See ``AttentionBackend.attend_rows``."""
+        n, kv_heads = self.per_sequence, key.shape[1]
+        groups = query.shape[1] // kv_heads
+        output = torch.empty_like(query)
+        for begin, end, gather, visible in self._chunks:
+            # The query heads of one key head stand side by side as rows of one product.
+            q = query[begin * n : end * n].view(end - begin, n, kv_heads, groups, -1)
+            q = q.permute(0, 2, 1, 3, 4).flatten(2, 3)
+            k = key[gather].permute(0, 2, 3, 1)
+            v = value[gather].transpose(1, 2)
+            logits = (q @ k).float().unflatten(2, (n, groups)) * scale
+            logits = logits.masked_fill(~visible[:, None, :, None, :], float("-inf"))
+            weights = torch.softmax(logits, dim=-1).to(v.dtype).flatten(2, 3)
+            attended = (weights @ v).unflatten(2, (n, groups)).permute(0, 2, 1, 3, 4)
+            output[begin * n : end * n] = attended.reshape((end - begin) * n, *query.shape[1:])
+        return output
+
+
+def _chunk_end(lengths: list[int], begin: int, max_keys: int) -> tuple[int, int]:
+    """How many sequences from ``begin`` on fit, and the longest of them."""
+    end, longest = begin + 1, lengths[begin]
+    while end < len(lengths):
+        candidate = max(longest, lengths[end])
+        if candidate * (end + 1 - begin) > max_keys:
+            break
+        end, longest = end + 1, candidate
+    return end, longest

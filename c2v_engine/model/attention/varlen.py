@@ -1,0 +1,68 @@
+"""What the FlashAttention backends share: limits, and the plan of a packed batch."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from c2v_engine.model.attention.base import AttentionBackend, AttentionMask
+from c2v_engine.model.packed_batch import PackedSequences
+
+_MAX_HEAD_DIM = 256
+
+
+@dataclass(frozen=True)
+class VarlenPlan:
+    """Arguments that every layer of a batch passes to a varlen kernel.
+
+    Attributes:
+        cu_seqlens: int32 ``[sequences + 1]`` on the device.
+        max_seqlen: on the host.
+        mask: without a window that nothing reaches.
+    """
+
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
+    mask: AttentionMask
+
+
+class VarlenBackend(AttentionBackend):
+    """FlashAttention (arXiv 2205.14135, 2307.08691) on packed sequences: no padding, one launch."""
+
+    @classmethod
+    def why_not(cls, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+        """FlashAttention needs CUDA, half precision and heads of at most 256."""
+        if device.type != "cuda":
+            return "needs a CUDA GPU"
+        if dtype not in (torch.bfloat16, torch.float16):
+            return f"needs bfloat16 or float16, not {str(dtype).removeprefix('torch.')}"
+        if head_dim > _MAX_HEAD_DIM or head_dim % 8:
+            return f"needs a head size that 8 divides, up to {_MAX_HEAD_DIM}, not {head_dim}"
+        return cls.why_not_installed() or cls.why_not_on(torch.cuda.get_device_capability(device))
+
+    @classmethod
+    @abstractmethod
+    def why_not_installed(cls) -> str | None:
+        """Why the library behind it is not there, or None where it is."""
+
+    @classmethod
+    def why_not_on(cls, capability: tuple[int, int]) -> str | None:
+        """Why a GPU of that compute capability can not run it, or None where it can."""
+        return None if capability >= (8, 0) else f"needs compute capability 8.0, not {capability}"
+
+    def plan(self, sequences: PackedSequences, mask: AttentionMask) -> VarlenPlan:
+        """Nothing to work out but whether the window matters."""
+        max_seqlen = sequences.max_seqlen
+        return VarlenPlan(sequences.cu_seqlens, max_seqlen, mask.for_length(max_seqlen))
+
+
+def why_not_importable(module: str, package: str) -> str | None:
+    """Whether a module can be found, without importing it."""
+    try:
+        found = importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        found = False
+    return None if found else f"{package} is not installed"

@@ -1,0 +1,103 @@
+"""The joined model: encoder, projector, decoder and pooling as one packed forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from c2v_engine.model.attention.base import AttentionBackend
+from c2v_engine.model.config import Causal2VecConfig
+from c2v_engine.model.decoder import Decoder
+from c2v_engine.model.encoder import Encoder
+from c2v_engine.model.packed_batch import PackedBatch
+from c2v_engine.model.pooling import OutputFormat, add_encoder_states, pool_decoder
+from c2v_engine.model.projector import Projector
+from c2v_engine.model.template import Template
+
+
+@dataclass(frozen=True)
+class ContextModel:
+    """What makes the contextual token: encoder, its attention, projector."""
+
+    encoder: Encoder
+    attention: AttentionBackend
+    projector: Projector
+
+
+class PackedCausal2Vec:
+    """From packed token ids to embeddings (arXiv 2507.23386).
+
+    Args:
+        config: the checkpoint's.
+        decoder: with its weights.
+        attention: the decoder's attention backend.
+        context: None for templates without ``<context>``.
+    """
+
+    def __init__(
+        self,
+        config: Causal2VecConfig,
+        decoder: Decoder,
+        attention: AttentionBackend,
+        context: ContextModel | None,
+    ) -> None:
+        self.config = config
+        self.decoder = decoder
+        self.attention = attention
+        self.context = context
+        template = Template(config.template, config.pooling)
+        # With single rows pooled, as many of every text, the last layer needs only these.
+        self.pools_single_rows = all(template.entries[i].format is None for i in template.pooled)
+
+    @property
+    def dimension(self) -> int:
+        """Width of a whole embedding."""
+        return self.config.segments * self.decoder.shape.hidden_size
+
+    @torch.inference_mode()
+    def forward(
+        self, batch: PackedBatch, output: OutputFormat
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embed one batch.
+
+        Args:
+            batch: on the model's device.
+            output: the format of the embeddings.
+
+        Returns:
+            Embeddings ``[texts, segments * keep]`` (or packed bits), and float32 norms ``[texts]``,
+            which are not finite where a text's embedding is not.
+        """
+        hidden_states = self.decoder.embed(batch.decoder.token_ids)
+        if self.context is not None:
+            tokens = self._contextual_tokens(self.context, batch)
+            rows = tokens.index_select(0, batch.context_texts)
+            hidden_states.index_copy_(0, batch.context_rows.long(), rows)
+        hidden_states = self.decoder.forward(
+            hidden_states,
+            batch.decoder,
+            causal=self.config.attention == "causal",
+            attention=self.attention,
+            rows=batch.pooled_rows if self.pools_single_rows else None,
+        )
+        return pool_decoder(
+            hidden_states,
+            batch,
+            self.pools_single_rows,
+            self.decoder.norm,
+            self.decoder.shape.rms_norm_eps,
+            self.config.segments,
+            output,
+        )
+
+    def _contextual_tokens(self, context: ContextModel, batch: PackedBatch) -> torch.Tensor:
+        """``[texts, d]``."""
+        width = context.encoder.shape.hidden_size
+        device = batch.buffer.device
+        sums = torch.zeros(batch.num_texts, width, dtype=torch.float32, device=device)
+        for part in batch.encoder:
+            states = context.encoder.forward(part.sequences, context.attention)
+            add_encoder_states(sums, states, part.rows, part.row_texts)
+        pooled = sums / batch.encoder_counts.unsqueeze(1)
+        return context.projector.forward(pooled.to(self.decoder.norm.dtype))

@@ -1,0 +1,119 @@
+"""Merging a PEFT LoRA adapter (arXiv 2106.09685) into the weights it adapts, on load."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from c2v_engine.errors import CheckpointError, UnsupportedError
+from c2v_engine.model.weights import WeightFolder
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_FACTOR = re.compile(r"(?:^|\.)(layers\.\d+\.\S+?)\.lora_([AB])\.weight$")
+
+
+class LoraAdapter:
+    """The factors of one adapter: ``W + scaling * B A`` for every module it names.
+
+    Args:
+        folder: what ``PeftModel.save_pretrained`` wrote.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+        UnsupportedError: a kind of adapter that is not plain LoRA.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._config = self._read_config()
+        self._weights = WeightFolder(folder, ADAPTER_WEIGHTS)
+        self._factors: dict[str, dict[str, str]] = {}
+        for name in self._weights.names:
+            match = _FACTOR.search(name)
+            if match is None:
+                raise UnsupportedError(
+                    f"{folder / ADAPTER_WEIGHTS}: weight {name} is not a LoRA factor of a layer"
+                )
+            self._factors.setdefault(match[1], {})[match[2]] = name
+        self._merged: set[str] = set()
+
+    def _read_config(self) -> dict[str, Any]:
+        path = self.folder / ADAPTER_CONFIG
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: no such file") from None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: not valid JSON: {error}") from None
+        if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+            raise UnsupportedError(f"{path}: only adapters with peft_type LORA are supported")
+        for key in (
+            "use_dora",
+            "use_qalora",
+            "fan_in_fan_out",
+            "modules_to_save",
+            "megatron_config",
+        ):
+            if config.get(key):
+                raise UnsupportedError(f"{path}: {key} is not supported")
+        if config.get("bias", "none") != "none" or config.get("lora_bias"):
+            raise UnsupportedError(f"{path}: biases in the adapter are not supported")
+        return config
+
+    def _scaling(self, module: str, rank: int) -> float:
+        alpha = _pattern_value(self._config.get("alpha_pattern"), module)
+        if alpha is None:
+            alpha = self._config.get("lora_alpha", 8)
+        return float(alpha) / (rank**0.5 if self._config.get("use_rslora") else rank)
+
+    def merge(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """The adapted weight.
+
+        Args:
+            name: base-model name such as ``layers.0.self_attn.q_proj.weight``.
+            weight: as stored.
+
+        Returns:
+            In float32 where the adapter changes it (rounded once, later), else as given.
+
+        Raises:
+            CheckpointError: a factor is missing or does not fit.
+        """
+        module, _, kind = name.rpartition(".")
+        factors = self._factors.get(module)
+        if factors is None or kind != "weight":
+            return weight
+        if set(factors) != {"A", "B"}:
+            raise CheckpointError(
+                f"{self.folder / ADAPTER_WEIGHTS}: {module} has only factor {next(iter(factors))}"
+            )
+        rank = _pattern_value(self._config.get("rank_pattern"), module) or self._config["r"]
+        a = self._weights.take(factors["A"], (rank, weight.shape[1])).float()
+        b = self._weights.take(factors["B"], (weight.shape[0], rank)).float()
+        self._merged.add(module)
+        return weight.float() + self._scaling(module, rank) * (b @ a)
+
+    def refuse_unmerged(self) -> None:
+        """Refuse factors of modules that the decoder does not have.
+
+        Raises:
+            CheckpointError: naming the first one.
+        """
+        rest = sorted(set(self._factors) - self._merged)
+        if rest:
+            raise CheckpointError(
+                f"{self.folder / ADAPTER_WEIGHTS}: adapts {rest[0]}, which the decoder has not"
+            )
+
+
+def _pattern_value(patterns: dict[str, Any] | None, module: str) -> Any:
+    """The value of the first pattern that names the module, as peft matches them."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return None

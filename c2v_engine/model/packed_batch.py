@@ -1,0 +1,81 @@
+"""What one batch looks like to the model: packed sequences, no padding, one buffer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class PackedSequences:
+    """Token sequences end to end.
+
+    Attributes:
+        token_ids: int32 ``[tokens]``.
+        position_ids: int32 ``[tokens]``, each sequence counting from 0.
+        cu_seqlens: int32 ``[sequences + 1]``: where each begins, on the device.
+        lengths: int ``[sequences]`` on the host, so that nothing asks the device.
+    """
+
+    token_ids: torch.Tensor
+    position_ids: torch.Tensor
+    cu_seqlens: torch.Tensor
+    lengths: np.ndarray
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all sequences."""
+        return self.token_ids.shape[0]
+
+    @property
+    def max_seqlen(self) -> int:
+        """The longest sequence."""
+        return int(self.lengths.max(initial=0))
+
+
+@dataclass(frozen=True)
+class EncoderInput:
+    """What the encoder reads in one pass: windows, one or more for each text.
+
+    Attributes:
+        sequences: the packed windows.
+        rows: int32 ``[rows]``: the token states that are averaged; None for all of them.
+        row_texts: int32 ``[rows]``: the text in the batch that each of them belongs to.
+    """
+
+    sequences: PackedSequences
+    rows: torch.Tensor | None
+    row_texts: torch.Tensor
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """One batch of texts; every tensor is a view of ``buffer``.
+
+    Attributes:
+        buffer: int32, everything that travels to the device, in one copy.
+        decoder: the decoder's sequences; contextual rows hold token id 0.
+        encoder: passes of the encoder, none for templates without ``<context>``. More than one
+            only where texts are read in so many windows that they exceed the token budget.
+        encoder_counts: int32 ``[texts]``: how many encoder states each text averages.
+        context_rows: int32 ``[texts * contexts]``: decoder rows that the contextual tokens take.
+        context_texts: int32, as long: the text each of these rows summarises.
+        pooled_rows: int32 ``[pooled]``: decoder rows that the embedding reads, in its order.
+        pooled_offsets: int32 ``[texts * segments + 1]``: where each segment's rows begin.
+    """
+
+    buffer: torch.Tensor
+    decoder: PackedSequences
+    encoder: tuple[EncoderInput, ...]
+    encoder_counts: torch.Tensor
+    context_rows: torch.Tensor
+    context_texts: torch.Tensor
+    pooled_rows: torch.Tensor
+    pooled_offsets: torch.Tensor
+
+    @property
+    def num_texts(self) -> int:
+        """Texts in the batch."""
+        return len(self.decoder.lengths)
