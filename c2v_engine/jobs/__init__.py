@@ -1,0 +1,1 @@
+"""Jobs: corpora on disk in, embeddings on disk out."""

@@ -1,0 +1,161 @@
+"""``.parquet``: only the needed columns are read, a small batch at a time."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from c2v_engine.errors import InputError
+from c2v_engine.jobs.readers.base import DEFAULT_COLUMN, Reader, Record, missing_column, one_line
+from c2v_engine.jobs.readers.source import ByteSource
+
+BATCH_ROWS = 256
+BUFFER_BYTES = 1024 * 1024
+
+
+class ParquetReader(Reader):
+    """Texts from a string column, ids from a string or integer column in that column's own type.
+
+    A compressed file is unpacked into an unnamed temporary file first, as Parquet is read from
+    its end.
+
+    Raises:
+        InputError: the file can not be opened, is not Parquet, or lacks a column of a fitting type.
+    """
+
+    def __init__(
+        self, path: Path, compression: str | None, column: str | None, id_column: str | None
+    ) -> None:
+        self.path = path
+        self.id_column = id_column
+        self._column = DEFAULT_COLUMN if column is None else column
+        self._done = 0
+        self._handle = _open(path, compression)
+        try:
+            self._file = pq.ParquetFile(
+                self._handle,
+                pre_buffer=False,  # a whole row group would be held otherwise
+                buffer_size=BUFFER_BYTES,
+                page_checksum_verification=True,
+            )
+            schema = self._file.schema_arrow
+        except (OSError, pa.ArrowException) as error:
+            self._handle.close()
+            raise InputError(f"{path}: not a readable Parquet file: {one_line(error)}") from error
+        self.rows = self._file.metadata.num_rows
+        try:
+            self._check_column(schema, self._column, "a string", _is_text)
+            self.id_type = pa.int64()
+            if id_column is not None:
+                kind = self._check_column(schema, id_column, "a string or integer", _is_id)
+                self.id_type = pa.string() if pa.types.is_string_view(kind) else kind
+        except BaseException:
+            self._handle.close()
+            raise
+
+    def _check_column(self, schema: Any, column: str, expected: str, fits: Any) -> Any:
+        found = schema.get_all_field_indices(column)
+        if not found:
+            raise InputError(f"{self.path}: {missing_column(column, schema.names)}")
+        if len(found) > 1:
+            raise InputError(f"{self.path}: {len(found)} columns are named {column!r}")
+        kind = schema.field(found[0]).type
+        value_type = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not fits(value_type):
+            raise InputError(
+                f"{self.path}: column {column!r} has the type {kind}, expected {expected} column"
+            )
+        return value_type
+
+    def __iter__(self) -> Iterator[Record]:
+        columns = [self._column]
+        if self.id_column is not None and self.id_column != self._column:
+            columns.append(self.id_column)
+        batches = self._file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)
+        while True:
+            first = self._done
+            try:
+                batch = next(batches, None)
+            except (OSError, pa.ArrowException) as error:
+                reason = f"can not be decoded: {one_line(error)}"
+                raise InputError(f"{self.path}, from row {first + 1} on: {reason}") from error
+            if batch is None:
+                return
+            texts = self._values(batch, self._column, first, "a string")
+            if self.id_column is None:
+                ids: Any = range(first, first + len(texts))
+            else:
+                ids = self._values(batch, self.id_column, first, "a string or integer")
+            self._done += len(texts)
+            for text, key in zip(texts, ids, strict=True):
+                yield Record(text, key, None)
+
+    def _values(self, batch: Any, column: str, first: int, expected: str) -> list[Any]:
+        array = batch.column(batch.schema.get_field_index(column))
+        if pa.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
+        if array.null_count:
+            row = first + array.is_null().index(True).as_py() + 1
+            raise self.bad_row(row, None, f"column {column!r} is null, expected {expected}")
+        try:
+            values: list[Any] = array.to_pylist()
+        except UnicodeDecodeError as error:
+            row = first + _first_undecodable(array) + 1
+            reason = f"column {column!r} is not valid UTF-8 (byte {error.start} of the text)"
+            raise self.bad_row(row, None, reason) from error
+        return values
+
+    def fraction(self) -> float | None:
+        """Give the part of the rows that has been read."""
+        return self._done / self.rows if self.rows else 1.0
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handle.close()
+
+
+def _open(path: Path, compression: str | None) -> IO[bytes]:
+    if compression is None:
+        try:
+            return open(path, "rb")
+        except OSError as error:
+            raise InputError(f"{path}: can not be opened: {error.strerror}") from error
+    source = ByteSource(path, compression)
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - the reader closes it
+    try:
+        for chunk in source.chunks():
+            unpacked.write(chunk)
+        unpacked.seek(0)
+    except OSError as error:
+        unpacked.close()
+        where = tempfile.gettempdir()
+        raise InputError(f"{path}: can not be unpacked in {where}: {error.strerror}") from error
+    except BaseException:
+        unpacked.close()
+        raise
+    finally:
+        source.close()
+    return unpacked
+
+
+def _is_text(kind: Any) -> bool:
+    types = pa.types
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def _is_id(kind: Any) -> bool:
+    return _is_text(kind) or bool(pa.types.is_integer(kind))
+
+
+def _first_undecodable(array: Any) -> int:
+    for index in range(len(array)):
+        try:
+            array[index].as_py()
+        except UnicodeDecodeError:
+            return index
+    raise AssertionError("no value of the array is undecodable")
