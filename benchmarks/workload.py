@@ -1,0 +1,74 @@
+"""What the encode benchmarks run on: texts of log-normal length and a checkpoint of real size."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+
+from c2v_engine.engine import default_model_path
+from c2v_engine.model.config import Causal2VecConfig, EncoderConfig, ProjectorConfig
+
+MODULES = ("argparse", "ast", "difflib", "inspect", "logging/__init__", "tarfile", "turtle")
+MEDIAN_TOKENS, SIGMA, SHORTEST, LONGEST = 64, 0.8, 8, 512
+
+
+def make_texts(count: int, seed: int = 0) -> list[str]:
+    """Runs of the standard library's docstrings, of log-normal length in decoder tokens."""
+    docstrings: list[str] = []
+    for module in MODULES:
+        source = Path(sysconfig.get_path("stdlib"), f"{module}.py").read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+                docstrings.append(ast.get_docstring(node) or "")
+    text = "\n".join(filter(None, docstrings))
+    tokenizer = Tokenizer.from_file(str(default_model_path() / "decoder" / "tokenizer.json"))
+    offsets = tokenizer.encode(text, add_special_tokens=False).offsets
+    generator = np.random.default_rng(seed)
+    lengths = np.exp(generator.normal(np.log(MEDIAN_TOKENS), SIGMA, count))
+    texts = []
+    for length in lengths.round().clip(SHORTEST, LONGEST).astype(int):
+        start = int(generator.integers(0, len(offsets) - length))
+        texts.append(text[offsets[start][0] : offsets[start + length - 1][1]])
+    return texts
+
+
+def make_checkpoint(directory: Path) -> Path:
+    """Write a random checkpoint, once: BERT-base (110 M) before a Llama of 130 M, in bfloat16."""
+    from transformers import AutoModel, BertConfig, LlamaConfig
+
+    if (directory / "config.json").is_file():
+        return directory
+    decoder = LlamaConfig(
+        vocab_size=32768,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    torch.manual_seed(0)
+    for name, config in (("encoder", BertConfig()), ("decoder", decoder)):
+        model = AutoModel.from_config(config, dtype=torch.bfloat16)
+        model.save_pretrained(directory / name)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(default_model_path() / name / file, directory / name / file)
+    weights = {
+        "linear_1.weight": torch.randn(2048, 768) / 768**0.5,
+        "linear_1.bias": torch.zeros(2048),
+        "linear_2.weight": torch.randn(768, 2048) / 2048**0.5,
+        "linear_2.bias": torch.zeros(768),
+    }
+    state = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
+    save_file(state, directory / "projector.safetensors")
+    Causal2VecConfig(encoder=EncoderConfig(), projector=ProjectorConfig(2048)).save(directory)
+    return directory
