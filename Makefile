@@ -1,0 +1,54 @@
+# make demo    set up, then embed the docstrings of Python's standard library
+# make test    set up, then run the tests
+# make lint    ruff and mypy
+# make setup   the set-up alone
+# make bench   the CPU benchmark (minutes)
+#
+# PYTHON=python3.12 chooses the interpreter, VENV=dir the environment, TORCH=... what pip is asked for
+# where the environment has no torch yet.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.c2v-setup
+BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*)
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(STAMP)
+
+# torch goes first, and builds are not isolated: an isolated build would fetch a second torch.
+$(STAMP): $(BUILT_FROM)
+	@test -x $(BIN)/python || { echo "== make the environment $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -c "import torch" 2>/dev/null || { \
+		echo "== install $(TORCH)"; $(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"; }
+	@echo "== install c2v-engine and what it needs, and compile its extension"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "setuptools>=77" wheel
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[test,lint]"
+	@$(BIN)/c2v doctor | sed -n '/^extension/,/^$$/p'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	@echo "== gather the docstrings of Python's standard library"
+	@$(BIN)/python examples/stdlib_docstrings.py demo/docstrings.jsonl
+	@echo "== c2v encode demo/docstrings.jsonl -o demo/docstrings.parquet --id-column id --overwrite"
+	@$(BIN)/c2v encode demo/docstrings.jsonl -o demo/docstrings.parquet --id-column id --overwrite
+
+test: $(STAMP)
+	@echo "== pytest"
+	@$(BIN)/python -m pytest -q
+
+lint: $(STAMP)
+	@echo "== ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@echo "== mypy"
+	@$(BIN)/mypy
+
+bench: $(STAMP)
+	@$(BIN)/python benchmarks/bench_cpu_encode.py
+
+clean:
+	rm -rf build dist demo *.egg-info c2v_engine/_C*.so .pytest_cache .mypy_cache .ruff_cache
