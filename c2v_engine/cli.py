@@ -57,7 +57,7 @@ BatchTokensOption = Annotated[
     int | None, typer.Option(min=1, help="Most tokens computed together.")
 ]
 TruncateOption = Annotated[
-    int | None, typer.Option(min=1, help="Keep so many leading dimensions of each pooled vector.")
+    int | None, typer.Option(min=1, help="Dimensions to keep, the leading ones of each half.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but problems.")]
 
@@ -207,7 +207,17 @@ def create(
     ] = None,
     attention: Annotated[str | None, typer.Option(help="causal or bidirectional.")] = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Of the decoder.")] = None,
-    projector_hidden_size: Annotated[int | None, typer.Option(min=1)] = None,
+    encoder_text: Annotated[
+        str | None, typer.Option(help="What the encoder reads, over {prompt} and {text}.")
+    ] = None,
+    encoder_pooling: Annotated[str | None, typer.Option(help="mean or cls.")] = None,
+    overflow: Annotated[
+        str | None, typer.Option(help="Texts longer than the encoder reads: truncate or windows.")
+    ] = None,
+    projector_hidden_size: Annotated[
+        int | None, typer.Option(min=1, help="Else the decoder's width.")
+    ] = None,
+    adapter: Annotated[str | None, typer.Option(help="PEFT LoRA adapter of the decoder.")] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(metavar="NAME=TEXT", help="A named prompt; repeat it.")
     ] = None,
@@ -220,6 +230,17 @@ def create(
         "pooling": [int(p) if p.lstrip("-").isdecimal() else p for p in pooling or []] or None,
         "attention": attention,
         "max_length": max_length,
+        "encoder_options": {
+            name: value
+            for name, value in (
+                ("text", encoder_text),
+                ("pooling", encoder_pooling),
+                ("overflow", overflow),
+            )
+            if value is not None
+        }
+        or None,
+        "adapter": adapter,
         "projector_hidden_size": projector_hidden_size,
         "prompts": dict(map(_named_prompt, prompt or [])) or None,
         "seed": seed,

@@ -347,15 +347,15 @@ def shorten(sequence: list[Token], max_length: int, row: int) -> list[Token]:
         raise TextError(row, "it gives the decoder no token at all")
     counts = Counter(token.occurrence for token in sequence if token.occurrence is not None)
     fixed = len(sequence) - sum(counts.values())
-    if fixed > max_length or (fixed == max_length and counts):
+    keep = min(max(counts.values(), default=0), max_length)
+    while keep > 0 and fixed + sum(min(keep, count) for count in counts.values()) > max_length:
+        keep -= 1
+    if fixed > max_length or (keep == 0 and counts):
         raise TextError(
             row,
-            f"the prompt and the template take {fixed} tokens and leave none of max_length "
+            f"the prompt and the template take {fixed} tokens and leave too few of max_length "
             f"{max_length} for the text: use a shorter prompt",
         )
-    keep = min(max(counts.values(), default=0), max_length)
-    while fixed + sum(min(keep, count) for count in counts.values()) > max_length:
-        keep -= 1
     kept, seen = [], Counter[tuple[int, int]]()
     for token in sequence:
         if token.occurrence is not None:

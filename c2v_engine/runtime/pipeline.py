@@ -170,11 +170,15 @@ class EmbeddingPipeline:
         batch = pack(texts, self._rules, batch_tokens, self._device)
         embeddings, norms = self._model.forward(batch, output)
         embeddings, finite = embeddings.cpu(), torch.isfinite(norms.cpu())
+        if output.precision == "float16" and not output.normalize:
+            # A finite float32 vector may still be too large for float16.
+            finite &= torch.isfinite(embeddings).all(dim=1)
         if not finite.all():
             bad = [numbers[i] for i in torch.nonzero(~finite).flatten().tolist()]
             row = window.first_row + min(min(window.places[number]) for number in bad)
             raise TextError(
-                row, "its embedding is not finite: the weights hold NaN or overflow in this dtype"
+                row,
+                "its embedding is not finite: weights hold NaN, or this dtype or precision overflows",
             )
         self.stats.tokens += batch.decoder.num_tokens
         self.stats.encoder_tokens += sum(text.encoder_tokens for text in texts)

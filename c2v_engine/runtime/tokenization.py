@@ -114,13 +114,13 @@ class DecoderTokenizer:
             parts.append((np.array(encoding.ids, dtype=np.int32), _text_tokens(encoding, spans)))
         occurrences = [len(tokens) for _, found in parts for tokens in found]
         fixed = self._single_rows + sum(len(ids) for ids, _ in parts) - sum(occurrences)
-        if fixed >= self._max_length:
+        most = _common_length(occurrences, self._max_length - fixed)
+        if fixed > self._max_length or (most == 0 and any(occurrences)):
             raise TextError(
                 row,
-                f"the prompt and the template take {fixed} tokens and leave none of max_length "
+                f"the prompt and the template take {fixed} tokens and leave too few of max_length "
                 f"{self._max_length} for the text: use a shorter prompt",
             )
-        most = _common_length(occurrences, self._max_length - fixed)
         shortened = []
         for ids, found in parts:
             dropped = [tokens[most:] for tokens in found]
@@ -147,13 +147,16 @@ def _text_spans(
 
 
 def _text_tokens(encoding: Encoding, spans: list[tuple[int, int]]) -> list[np.ndarray]:
-    """For each span, the indices of the tokens that lie wholly inside it."""
+    """For each span, the indices of the tokens that lie wholly inside it and no earlier one."""
     offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
     start, end = offsets[:, 0], offsets[:, 1]
-    return [
-        np.flatnonzero((start >= span_start) & (end <= span_end) & (start < span_end))
-        for span_start, span_end in spans
-    ]
+    free = np.ones(len(offsets), dtype=bool)
+    found = []
+    for span_start, span_end in spans:
+        inside = free & (start >= span_start) & (end <= span_end)
+        free &= ~inside
+        found.append(np.flatnonzero(inside))
+    return found
 
 
 def _common_length(lengths: list[int], room: int) -> int:
