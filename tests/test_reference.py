@@ -161,13 +161,17 @@ def test_copies_of_the_text_are_shortened_alike():
 
 def test_a_prompt_that_leaves_no_room_names_the_text():
     model_rows = rows(None, None, None, (0, 0))
-    with pytest.raises(TextError, match=r"text 7: .* take 3 tokens and leave none of max_length 3"):
+    with pytest.raises(
+        TextError, match=r"text 7: .* take 3 tokens and leave too few of max_length 3"
+    ):
         shorten(model_rows, 3, 7)
     assert len(shorten(model_rows[:3], 3, 7)) == 3
+    with pytest.raises(TextError, match=r"text 7: .* leave too few of max_length 2"):
+        shorten(rows((0, 0), (1, 0), None), 2, 7)
 
 
 def test_a_long_prompt_and_a_wrong_type_name_their_row(reference):
-    with pytest.raises(TextError, match=r"text 0: .*leave none of max_length 48"):
+    with pytest.raises(TextError, match=r"text 0: .*leave too few of max_length 48"):
         reference().encode(["short"], prompt="very long " * 60)
     with pytest.raises(TextError, match="text 1: expected a string, got int"):
         reference().encode(["short", 3], batch_size=2)
