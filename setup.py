@@ -18,9 +18,11 @@ NO_TORCH = (
     "pip install torch first, then pip install --no-build-isolation c2v-engine"
 )
 TORCH_TARGET_VERSION = "0x020b000000000000"  # the stable ABI of torch 2.11
-SOURCES = ["csrc/bindings.cpp", "csrc/dual_token_pool_cpu.cpp"]
-CUDA_SOURCES = ["csrc/dual_token_pool_cuda.cu"]
-HEADERS = ["csrc/dual_token_pool.h"]
+
+
+def sources(pattern: str) -> list[str]:
+    """The files of ``csrc/`` that match, in a fixed order, as setuptools wants their paths."""
+    return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(f"csrc/{pattern}"))
 
 
 def announce(message: str) -> None:
@@ -72,17 +74,17 @@ def torch_extension() -> tuple[list[Extension], dict[str, Any]]:
     macros: list[tuple[str, str | None]] = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)]
     optimise = ["/O2"] if os.name == "nt" else ["-O3", "-g0"]
     kind = cpp_extension.CppExtension
-    sources = list(SOURCES)
+    files = sources("*.cpp")
     if nvcc is not None:
         kind = cpp_extension.CUDAExtension
-        sources += CUDA_SOURCES
+        files += sources("*.cu")
         macros += [("USE_CUDA", None), ("C2V_CUDA_VERSION", f'"{nvcc[0]}.{nvcc[1]}"')]
         if not torch.cuda.is_available():
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_architectures(nvcc))
     extension = kind(
         "c2v_engine._C",
-        sources,
-        depends=HEADERS,
+        files,
+        depends=sources("*.h"),
         include_dirs=[str(ROOT / "csrc")],
         define_macros=macros,
         extra_compile_args={"cxx": optimise, "nvcc": ["-O3"]},
@@ -134,7 +136,7 @@ def extension() -> tuple[list[Extension], dict[str, Any]]:
     try:
         return torch_extension()
     except ImportError:
-        return [Extension("c2v_engine._C", SOURCES)], {"build_ext": TorchIsMissing}
+        return [Extension("c2v_engine._C", sources("*.cpp"))], {"build_ext": TorchIsMissing}
 
 
 ext_modules, cmdclass = extension()

@@ -141,7 +141,7 @@ def load_transformers_config(folder: Path) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    if kind not in CONFIG_MAPPING_NAMES:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING_NAMES:
         raise UnsupportedError(f"{path}: architecture {kind!r} is not known to transformers")
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)

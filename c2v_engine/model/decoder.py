@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (its customary name)
 
 from c2v_engine.errors import CheckpointError, UnsupportedError
+from c2v_engine.kernels.add_rms_norm import add_rms_norm
+from c2v_engine.kernels.qk_norm_rope import qk_norm_rope_
+from c2v_engine.kernels.silu_and_mul import silu_and_mul
 from c2v_engine.model.activations import Activation, get_activation
 from c2v_engine.model.attention.base import AttentionBackend, AttentionMask, RowQueries
 from c2v_engine.model.lora import LoraAdapter
 from c2v_engine.model.packed_batch import PackedSequences
-from c2v_engine.model.rope import apply_rope, rope_table
+from c2v_engine.model.rope import rope_table
 from c2v_engine.model.weights import WeightFolder
 
 # Tensors that checkpoints of these architectures may hold and the forward does not need.
@@ -76,6 +79,7 @@ class DecoderShape:
 
         Raises:
             UnsupportedError: an architecture, activation or layer type that is not implemented.
+            CheckpointError: sizes that do not fit together.
         """
         kind = config.model_type
         if kind not in ("llama", "mistral", "qwen2", "qwen3"):
@@ -88,6 +92,11 @@ class DecoderShape:
         if getattr(config, "pretraining_tp", 1) not in (1, None):
             raise UnsupportedError(f"{where}: pretraining_tp other than 1 is not supported")
         heads = config.num_attention_heads
+        if heads % (config.num_key_value_heads or heads):
+            raise CheckpointError(
+                f"{where}: num_key_value_heads is {config.num_key_value_heads}, "
+                f"which does not divide num_attention_heads {heads}"
+            )
         attention_bias = bool(getattr(config, "attention_bias", False)) and kind != "mistral"
         return cls(
             vocab_size=config.vocab_size,
@@ -124,6 +133,13 @@ def _layer_windows(config: Any, where: str) -> tuple[int | None, ...]:
         windows[kind] for kind in layer_types[: config.num_hidden_layers]
     )
     return windows_of
+
+
+class _Heads(NamedTuple):
+    """How many heads of each kind the rows of a tensor begin with."""
+
+    query: int
+    key: int
 
 
 @dataclass(frozen=True)
@@ -246,69 +262,70 @@ class Decoder:
         Returns:
             ``[rows, d]`` or ``[tokens, d]``, before the final norm.
         """
-        positions = sequences.position_ids
-        cos = self._cos.index_select(0, positions).unsqueeze(1)
-        sin = self._sin.index_select(0, positions).unsqueeze(1)
         max_seqlen = sequences.max_seqlen
         masks = [AttentionMask(causal, w).for_length(max_seqlen) for w in self.shape.windows]
         plans = {mask: attention.plan(sequences, mask) for mask in set(masks)}
-        last = len(self.layers) - 1
-        for index, (layer, mask) in enumerate(zip(self.layers, masks, strict=True)):
-            normed = self._norm(hidden_states, layer.input_norm)
-            if index == last and rows is not None:
+        positions = sequences.position_ids
+        pending: torch.Tensor | None = None  # what the next norm adds to the residual stream first
+        for layer, mask in zip(self.layers, masks, strict=True):
+            normed = self._add_norm(hidden_states, pending, layer.input_norm)
+            if layer is self.layers[-1] and rows is not None:
                 query_rows = RowQueries(sequences, rows, mask)
-                attended = self._attend_rows(layer, normed, cos, sin, rows, query_rows, attention)
+                attended = self._attend_rows(layer, normed, positions, rows, query_rows, attention)
                 hidden_states = hidden_states.index_select(0, rows)
             else:
-                attended = self._attend(layer, normed, cos, sin, plans[mask], attention)
-            hidden_states += F.linear(attended, layer.output, layer.output_bias)
-            normed = self._norm(hidden_states, layer.post_norm)
-            hidden_states += self._mlp(layer, normed)
-        return hidden_states
+                attended = self._attend(layer, normed, positions, plans[mask], attention)
+            projected = F.linear(attended, layer.output, layer.output_bias)
+            normed = self._add_norm(hidden_states, projected, layer.post_norm)
+            pending = self._mlp(layer, normed)
+        return hidden_states if pending is None else hidden_states.add_(pending)
 
-    def _norm(self, hidden_states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(hidden_states, (weight.shape[0],), weight, self.shape.rms_norm_eps)
-
-    def _heads(
-        self,
-        states: torch.Tensor,
-        norm: torch.Tensor | None,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+    def _add_norm(
+        self, hidden_states: torch.Tensor, x: torch.Tensor | None, weight: torch.Tensor
     ) -> torch.Tensor:
-        """Queries or keys ``[rows, heads, D]``, normalised and rotated."""
-        heads = states.unflatten(1, (-1, self.shape.head_dim))
-        if norm is not None:
-            heads = self._norm(heads, norm)
-        return apply_rope(heads, cos, sin)
+        """Add x to the residual stream, in place, and normalise it."""
+        return add_rms_norm(hidden_states, x, weight, eps=self.shape.rms_norm_eps)
+
+    def _rotate(
+        self, states: torch.Tensor, positions: torch.Tensor, layer: DecoderLayer, heads: _Heads
+    ) -> None:
+        """Normalise and rotate the query and key heads that rows begin with, in place."""
+        qk_norm_rope_(
+            states,
+            positions,
+            self._cos,
+            self._sin,
+            num_query_heads=heads.query,
+            num_key_heads=heads.key,
+            head_dim=self.shape.head_dim,
+            query_norm=layer.query_norm,
+            key_norm=layer.key_norm,
+            eps=self.shape.rms_norm_eps,
+        )
 
     def _attend(
         self,
         layer: DecoderLayer,
         normed: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        positions: torch.Tensor,
         plan: Any,
         attention: AttentionBackend,
     ) -> torch.Tensor:
         shape = self.shape
         qkv = F.linear(normed, layer.qkv, layer.qkv_bias)
-        query, key, value = qkv.split((shape.query_size, shape.key_size, shape.key_size), dim=1)
-        attended = attention.attend(
-            self._heads(query, layer.query_norm, cos, sin),
-            self._heads(key, layer.key_norm, cos, sin),
-            value.unflatten(1, (-1, shape.head_dim)),
-            plan,
-            shape.head_dim**-0.5,
+        heads = _Heads(shape.num_attention_heads, shape.num_key_value_heads)
+        self._rotate(qkv, positions, layer, heads)
+        query, key, value = (
+            part.unflatten(1, (-1, shape.head_dim))
+            for part in qkv.split((shape.query_size, shape.key_size, shape.key_size), dim=1)
         )
-        return attended.flatten(1)
+        return attention.attend(query, key, value, plan, shape.head_dim**-0.5).flatten(1)
 
     def _attend_rows(
         self,
         layer: DecoderLayer,
         normed: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        positions: torch.Tensor,
         rows: torch.Tensor,
         query_rows: RowQueries,
         attention: AttentionBackend,
@@ -319,21 +336,22 @@ class Decoder:
             normed.index_select(0, rows), layer.qkv[:size], None if bias is None else bias[:size]
         )
         key_value = F.linear(normed, layer.qkv[size:], None if bias is None else bias[size:])
-        key, value = key_value.chunk(2, dim=1)
-        attended = attention.attend_rows(
-            self._heads(
-                query, layer.query_norm, cos.index_select(0, rows), sin.index_select(0, rows)
-            ),
-            self._heads(key, layer.key_norm, cos, sin),
-            value.unflatten(1, (-1, shape.head_dim)),
-            query_rows,
-            shape.head_dim**-0.5,
+        row_positions = positions.index_select(0, rows)
+        self._rotate(query, row_positions, layer, _Heads(shape.num_attention_heads, 0))
+        self._rotate(key_value, positions, layer, _Heads(0, shape.num_key_value_heads))
+        query, key, value = (
+            part.unflatten(1, (-1, shape.head_dim)) for part in (query, *key_value.chunk(2, dim=1))
         )
-        return attended.flatten(1)
+        return attention.attend_rows(query, key, value, query_rows, shape.head_dim**-0.5).flatten(1)
 
     def _mlp(self, layer: DecoderLayer, normed: torch.Tensor) -> torch.Tensor:
-        gate, up = F.linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, dim=1)
-        return F.linear(self.shape.activation(gate) * up, layer.down, layer.down_bias)
+        gate_up = F.linear(normed, layer.gate_up, layer.gate_up_bias)
+        if self.shape.activation is F.silu:
+            product = silu_and_mul(gate_up)
+        else:
+            gate, up = gate_up.chunk(2, dim=1)
+            product = self.shape.activation(gate) * up
+        return F.linear(product, layer.down, layer.down_bias)
 
 
 class _DecoderReader:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (its customary name)
 
 from c2v_engine.errors import CheckpointError, UnsupportedError
+from c2v_engine.kernels.add_layer_norm import add_layer_norm
 from c2v_engine.model.activations import Activation, get_activation
 from c2v_engine.model.attention.base import AttentionBackend, AttentionMask
 from c2v_engine.model.packed_batch import PackedSequences
@@ -65,6 +66,7 @@ class EncoderShape:
 
         Raises:
             UnsupportedError: an architecture, position type or activation not implemented.
+            CheckpointError: heads that do not divide the width.
         """
         kind = config.model_type
         if kind not in _SUPPORTED:
@@ -77,6 +79,13 @@ class EncoderShape:
             raise UnsupportedError(f"{where}: position_embedding_type {positions!r} not supported")
         if getattr(config, "is_decoder", False):
             raise UnsupportedError(f"{where}: is_decoder encoders are not supported")
+        if getattr(config, "quantization_config", None) is not None:
+            raise UnsupportedError(f"{where}: quantised checkpoints are not supported")
+        if config.hidden_size % config.num_attention_heads:
+            raise CheckpointError(
+                f"{where}: num_attention_heads is {config.num_attention_heads}, "
+                f"which does not divide hidden_size {config.hidden_size}"
+            )
         return cls(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
@@ -105,15 +114,15 @@ class Linear:
 
 @dataclass(frozen=True)
 class LayerNorm:
-    """LayerNorm over the last dimension."""
+    """LayerNorm of a sum."""
 
     weight: torch.Tensor
     bias: torch.Tensor
     eps: float
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """The normalised rows of ``[rows, k]``."""
-        return F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """The normalised rows of ``x + residual``, each ``[rows, k]``."""
+        return add_layer_norm(x, residual, self.weight, self.bias, eps=self.eps)
 
 
 @dataclass(frozen=True)
@@ -134,7 +143,7 @@ class Encoder:
     Attributes:
         shape: what its config says.
         word_embeddings: ``[vocab, k]``.
-        position_embeddings: ``[positions, k]``, the token type's row added, offset removed.
+        position_embeddings: ``[positions, k]``, from a sequence's first position on.
     """
 
     def __init__(
@@ -182,9 +191,9 @@ class Encoder:
 
     def forward(self, sequences: PackedSequences, attention: AttentionBackend) -> torch.Tensor:
         """Token states ``[tokens, k]`` of packed sequences."""
+        # In this order the stock module adds and rounds.
         hidden = F.embedding(sequences.token_ids, self.word_embeddings) + self._token_type
-        hidden += F.embedding(sequences.position_ids, self.position_embeddings)
-        hidden = self._norm(hidden)
+        hidden = self._norm(hidden, F.embedding(sequences.position_ids, self.position_embeddings))
         plan = attention.plan(sequences, AttentionMask(causal=False))
         head_dim = self.shape.head_dim
         for layer in self.layers:
@@ -192,9 +201,9 @@ class Encoder:
                 part.unflatten(1, (-1, head_dim)) for part in layer.qkv(hidden).chunk(3, dim=1)
             )
             attended = attention.attend(query, key, value, plan, head_dim**-0.5).flatten(1)
-            hidden = layer.attention_norm(layer.attention_output(attended).add_(hidden))
+            hidden = layer.attention_norm(layer.attention_output(attended), hidden)
             wide = self.shape.activation(layer.intermediate(hidden))
-            hidden = layer.output_norm(layer.output(wide).add_(hidden))
+            hidden = layer.output_norm(layer.output(wide), hidden)
         return hidden
 
 

@@ -39,7 +39,15 @@ class LoraAdapter:
                 raise UnsupportedError(
                     f"{folder / ADAPTER_WEIGHTS}: weight {name} is not a LoRA factor of a layer"
                 )
-            self._factors.setdefault(match[1], {})[match[2]] = name
+            factors = self._factors.setdefault(match[1], {})
+            if match[2] in factors:
+                raise CheckpointError(
+                    f"{folder / ADAPTER_WEIGHTS}: weights {factors[match[2]]} and {name} are the "
+                    "same factor of the same module"
+                )
+            factors[match[2]] = name
+        if not self._factors:
+            raise CheckpointError(f"{folder / ADAPTER_WEIGHTS}: holds no LoRA factor")
         self._merged: set[str] = set()
 
     def _read_config(self) -> dict[str, Any]:
@@ -63,12 +71,13 @@ class LoraAdapter:
                 raise UnsupportedError(f"{path}: {key} is not supported")
         if config.get("bias", "none") != "none" or config.get("lora_bias"):
             raise UnsupportedError(f"{path}: biases in the adapter are not supported")
+        _check_numbers(config, path)
         return config
 
     def _scaling(self, module: str, rank: int) -> float:
         alpha = _pattern_value(self._config.get("alpha_pattern"), module)
         if alpha is None:
-            alpha = self._config.get("lora_alpha", 8)
+            alpha = self._config["lora_alpha"]
         return float(alpha) / (rank**0.5 if self._config.get("use_rslora") else rank)
 
     def merge(self, name: str, weight: torch.Tensor) -> torch.Tensor:
@@ -86,7 +95,7 @@ class LoraAdapter:
         """
         module, _, kind = name.rpartition(".")
         factors = self._factors.get(module)
-        if factors is None or kind != "weight":
+        if factors is None or kind != "weight" or weight.ndim != 2:
             return weight
         if set(factors) != {"A", "B"}:
             raise CheckpointError(
@@ -109,6 +118,23 @@ class LoraAdapter:
             raise CheckpointError(
                 f"{self.folder / ADAPTER_WEIGHTS}: adapts {rest[0]}, which the decoder has not"
             )
+
+
+def _check_numbers(config: dict[str, Any], path: Path) -> None:
+    """Refuse ranks and alphas that are no numbers, and patterns that can not be matched."""
+    for key, patterns in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+        values = config.get(patterns) or {}
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path}: {patterns} is {values!r}, expected an object")
+        for name, value in ((key, config.get(key)), *values.items()):
+            number = isinstance(value, int if key == "r" else (int, float))
+            if not number or isinstance(value, bool) or value <= 0:
+                raise CheckpointError(f"{path}: {name} is {value!r}, expected a positive number")
+        for pattern in values:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise CheckpointError(f"{path}: {patterns} has {pattern!r}: {error}") from None
 
 
 def _pattern_value(patterns: dict[str, Any] | None, module: str) -> Any:

@@ -44,18 +44,3 @@ def rope_table(
         inv_freq, scaling = ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"))
     angles = torch.arange(length, dtype=torch.float32)[:, None] * inv_freq.float()
     return angles.cos() * scaling, angles.sin() * scaling
-
-
-def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate heads by their rows' positions.
-
-    Args:
-        x: ``[rows, heads, D]``.
-        cos: ``[rows, 1, D/2]``, in x's dtype.
-        sin: likewise.
-
-    Returns:
-        ``[x1 cos - x2 sin ; x2 cos + x1 sin]`` of the halves ``x1, x2``, shaped as x.
-    """
-    x1, x2 = x.chunk(2, dim=-1)
-    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)

@@ -66,6 +66,9 @@ class WeightFolder:
             absent = sorted(n for n, file in file_of.items() if file == shard and n not in stored)
             if absent:
                 raise CheckpointError(f"{self.folder / shard}: weight {absent[0]} is missing")
+            # What the index does not name is read too, as transformers does, or refused as extra.
+            for name in stored - set(file_of):
+                file_of[name] = shard
         return file_of
 
     def _open(self, name: str) -> Any:

@@ -1,0 +1,71 @@
+// The fused row passes: what the launchers need, in raw pointers. Nothing here knows torch.
+//
+// The mathematics of each is in the docstring of kernels/<op>.py, whose PyTorch form is the
+// reference that the launcher is tested against. Each launcher works on the rows in [begin, end).
+#pragma once
+
+#include <cstdint>
+
+#include "dual_token_pool.h"  // Dtype
+
+namespace c2v {
+
+// Rows of contiguous values, `stride` values from one row to the next.
+struct InputRows {
+  const void* data;
+  int64_t stride;
+};
+
+struct OutputRows {
+  void* data;
+  int64_t stride;
+};
+
+struct AddRmsNormArguments {
+  OutputRows residual;  // [rows, size], read, and written where x is given
+  InputRows x;          // [rows, size], or a null pointer
+  const void* weight;   // [size]
+  void* normed;         // [rows, size], contiguous
+  int64_t size;
+  float eps;
+  Dtype dtype;
+};
+
+struct AddLayerNormArguments {
+  InputRows x;         // [rows, size]
+  InputRows residual;  // [rows, size], or a null pointer
+  const void* weight;  // [size]
+  const void* bias;    // [size]
+  void* normed;        // [rows, size], contiguous
+  int64_t size;
+  float eps;
+  Dtype dtype;
+};
+
+struct SiluAndMulArguments {
+  InputRows gate_up;  // [rows, 2 * size]
+  void* product;      // [rows, size], contiguous
+  int64_t size;
+  Dtype dtype;
+};
+
+struct QkNormRopeArguments {
+  OutputRows qkv;            // [rows, (num_query_heads + num_key_heads) * head_dim or more]
+  const int32_t* positions;  // [rows], each a row of the tables
+  InputRows cos;             // [positions, head_dim / 2]
+  InputRows sin;             // likewise
+  const void* query_norm;    // [head_dim], or null
+  const void* key_norm;      // [head_dim], or null
+  int64_t num_query_heads;
+  int64_t num_key_heads;
+  int64_t head_dim;
+  float eps;
+  Dtype dtype;
+};
+
+void add_rms_norm_cpu(const AddRmsNormArguments& arguments, int64_t begin, int64_t end);
+void add_layer_norm_cpu(const AddLayerNormArguments& arguments, int64_t begin, int64_t end);
+void silu_and_mul_cpu(const SiluAndMulArguments& arguments, int64_t begin, int64_t end);
+void qk_norm_rope_cpu(const QkNormRopeArguments& arguments, int64_t begin, int64_t end);
+
+}  // namespace c2v

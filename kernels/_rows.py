@@ -1,0 +1,81 @@
+"""What the row-wise ops share: how their arguments are checked and how an op is completed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from c2v_engine.errors import InputError
+from c2v_engine.kernels._extension import load_extension
+
+__all__ = ["check_like", "check_rows", "complete_op", "refuse"]
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def refuse(name: str, given: Tensor, expected: str) -> None:
+    """Raises the error for an argument that is not as expected.
+
+    Raises:
+        InputError: always, with the tensor's shape, dtype and device.
+    """
+    dtype = str(given.dtype).removeprefix("torch.")
+    raise InputError(
+        f"{name} is {list(given.shape)} {dtype} on {given.device}; expected {expected}"
+    )
+
+
+def check_rows(name: str, given: Tensor, *, written: bool = False) -> None:
+    """Checks the argument that decides the dtype and device of the others.
+
+    Args:
+        name: of the argument.
+        given: the tensor, ``[rows, columns]``.
+        written: whether the op writes it in place.
+
+    Raises:
+        InputError: it is not ``[rows, columns]`` in a floating dtype of the engine, has no column,
+            or is to be written though its rows are not contiguous or overlap.
+    """
+    if given.ndim != 2 or given.shape[1] < 1 or given.dtype not in _FLOATS:
+        refuse(name, given, "[rows, columns >= 1] float32, float16 or bfloat16")
+    if written:
+        row_stride, column_stride = given.stride()
+        scattered = given.shape[1] > 1 and column_stride != 1
+        if scattered or (given.shape[0] > 1 and row_stride < given.shape[1]):
+            raise InputError(
+                f"{name} is written in place but has strides {list(given.stride())}; expected "
+                "contiguous rows that do not overlap"
+            )
+
+
+def check_like(name: str, given: Tensor, shape: tuple[int, ...], main: Tensor) -> None:
+    """Checks the shape of an argument, and that its dtype and device are those of ``main``.
+
+    Raises:
+        InputError: they are not.
+    """
+    if given.shape != shape or given.dtype != main.dtype or given.device != main.device:
+        dtype = str(main.dtype).removeprefix("torch.")
+        refuse(name, given, f"{list(shape)} {dtype} on {main.device}")
+
+
+def complete_op(
+    name: str, schema: str, pytorch_form: Callable[..., Any], fake: Callable[..., Any]
+) -> None:
+    """Completes ``c2v::name``: the PyTorch form wherever no compiled kernel is, and a fake kernel.
+
+    Args:
+        name: of the op.
+        schema: its arguments and results; the extension, where it is there, has defined the same.
+        pytorch_form: the op in PyTorch, taking what the schema says.
+        fake: the same for tensors without values.
+    """
+    qualified = f"c2v::{name}"
+    if not load_extension().available:
+        torch.library.define(qualified, schema)
+    torch.library.impl(qualified, "default", pytorch_form)
+    torch.library.register_fake(qualified, fake)
