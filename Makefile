@@ -3,6 +3,7 @@
 # make lint    ruff and mypy
 # make setup   the set-up alone
 # make bench   the CPU benchmark (minutes)
+# make gpu     on a machine with a CUDA GPU and its own torch: build in place, test, measure, write results
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=dir the environment, TORCH=... what pip is asked for
 # where the environment has no torch yet.
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.c2v-setup
 BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*)
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench gpu clean
 
 setup: $(STAMP)
 
@@ -49,6 +50,10 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/bench_cpu_encode.py
+
+# Runs with the interpreter that has the CUDA torch; installs nothing.
+gpu:
+	@$(PYTHON) benchmarks/gpu.py
 
 clean:
 	rm -rf build dist demo *.egg-info c2v_engine/_C*.so .pytest_cache .mypy_cache .ruff_cache
