@@ -20,8 +20,8 @@ C2V_INLINE void norm_row(const T* C2V_RESTRICT x, const T* C2V_RESTRICT residual
     std::memcpy(normed, x, static_cast<size_t>(size) * sizeof(T));
   }
   const float count = static_cast<float>(size);
-  const float mean = sum_in_lanes<32>(Value<Element>{normed}, size) / count;
-  const float variance = sum_in_lanes<32>(SquareAbout<Element>{normed, mean}, size) / count;
+  const float mean = sum_in_lanes(Value<Element>{normed}, size) / count;
+  const float variance = sum_in_lanes(SquareAbout<Element>{normed, mean}, size) / count;
   const float inverse = 1.0f / std::sqrt(variance + eps);
   for (int64_t i = 0; i < size; ++i) {
     const float scaled = (Element::load(normed[i]) - mean) * inverse;

@@ -16,7 +16,7 @@ C2V_INLINE void norm_row(T* C2V_RESTRICT residual, const T* C2V_RESTRICT x,
       residual[i] = Element::store(Element::load(residual[i]) + Element::load(x[i]));
     }
   }
-  const float squares = sum_in_lanes<32>(SquareAbout<Element>{residual, 0.0f}, size);
+  const float squares = sum_in_lanes(SquareAbout<Element>{residual, 0.0f}, size);
   const float inverse = 1.0f / std::sqrt(squares / static_cast<float>(size) + eps);
   for (int64_t i = 0; i < size; ++i) {
     const float scaled = Element::round(Element::load(residual[i]) * inverse);

@@ -96,19 +96,24 @@ struct Float16 {
   static C2V_INLINE float round(float value) { return load(store(value)); }
 };
 
-// Halves of a width that is known to the compiler, which then keeps them in registers.
+// The width is known to the compiler and the sums are an array of their own: it vectorises only so.
 template <int64_t kWidth>
-C2V_INLINE float fold(float* lanes) {
-  if constexpr (kWidth > 1) {
-    for (int64_t lane = 0; lane < kWidth / 2; ++lane) lanes[lane] += lanes[lane + kWidth / 2];
-    return fold<kWidth / 2>(lanes);
+C2V_INLINE float fold(const float* lanes) {
+  if constexpr (kWidth == 1) {
+    return lanes[0];
+  } else {
+    constexpr int64_t kHalf = kWidth / 2;
+    float sums[kHalf];
+    for (int64_t lane = 0; lane < kHalf; ++lane) sums[lane] = lanes[lane] + lanes[lane + kHalf];
+    return fold<kHalf>(sums);
   }
-  return lanes[0];
 }
 
 // Partial sums side by side: independent additions that vectorise in a fixed order, and closer to
 // the exact sum than one running total. `term(i)` is the i-th summand.
-template <int64_t kLanes, typename Term>
+constexpr int64_t kLanes = 32;
+
+template <typename Term>
 C2V_INLINE float sum_in_lanes(const Term& term, int64_t size) {
   float lanes[kLanes] = {};
   int64_t i = 0;

@@ -1,4 +1,5 @@
 // CPU kernel of QK-norm and rotary embedding: each head is read and written once, in place.
+#include <algorithm>
 #include <cmath>
 
 #include "fused_elements.h"
@@ -22,12 +23,7 @@ template <typename Element, bool kNorm, typename T = typename Element::Storage>
 C2V_INLINE void rotate_head(T* C2V_RESTRICT first, T* C2V_RESTRICT second,
                             const T* C2V_RESTRICT cos, const T* C2V_RESTRICT sin,
                             const T* C2V_RESTRICT first_weight, const T* C2V_RESTRICT second_weight,
-                            int64_t half, float eps) {
-  float inverse = 1.0f;
-  if constexpr (kNorm) {
-    const float squares = sum_in_lanes<16>(SquareInHalves<Element>{first, second}, half);
-    inverse = 1.0f / std::sqrt(squares / static_cast<float>(2 * half) + eps);
-  }
+                            int64_t half, float inverse) {
   for (int64_t i = 0; i < half; ++i) {
     float x1 = Element::load(first[i]), x2 = Element::load(second[i]);
     if constexpr (kNorm) {
@@ -40,17 +36,39 @@ C2V_INLINE void rotate_head(T* C2V_RESTRICT first, T* C2V_RESTRICT second,
   }
 }
 
+// Roots and quotients take long: a row's heads wait for theirs together, not one after the other.
+constexpr int64_t kHeadsTogether = 16;
+
+template <typename Element, typename T = typename Element::Storage>
+C2V_INLINE void norm_and_rotate(T* heads, int64_t num_heads, const T* cos, const T* sin,
+                                const T* weight, int64_t half, float eps) {
+  float inverse[kHeadsTogether] = {};
+  for (int64_t head = 0; head < num_heads; ++head) {
+    const T* first = heads + head * 2 * half;
+    inverse[head] = sum_in_lanes(SquareInHalves<Element>{first, first + half}, half);
+  }
+  const float size = static_cast<float>(2 * half);
+  for (float& value : inverse) value = 1.0f / std::sqrt(value / size + eps);
+  for (int64_t head = 0; head < num_heads; ++head) {
+    T* first = heads + head * 2 * half;
+    rotate_head<Element, true>(first, first + half, cos, sin, weight, weight + half, half,
+                               inverse[head]);
+  }
+}
+
 template <typename Element, typename T = typename Element::Storage>
 C2V_INLINE void rotate_heads(T* heads, int64_t num_heads, const T* cos, const T* sin,
                              const T* weight, int64_t half, float eps) {
   if (weight == nullptr) {
-    for (int64_t head = 0; head < num_heads; ++head, heads += 2 * half) {
-      rotate_head<Element, false>(heads, heads + half, cos, sin, weight, weight, half, eps);
+    for (int64_t head = 0; head < num_heads; ++head) {
+      T* first = heads + head * 2 * half;
+      rotate_head<Element, false>(first, first + half, cos, sin, weight, weight, half, 1.0f);
     }
-  } else {
-    for (int64_t head = 0; head < num_heads; ++head, heads += 2 * half) {
-      rotate_head<Element, true>(heads, heads + half, cos, sin, weight, weight + half, half, eps);
-    }
+    return;
+  }
+  for (int64_t head = 0; head < num_heads; head += kHeadsTogether) {
+    norm_and_rotate<Element>(heads + head * 2 * half, std::min(kHeadsTogether, num_heads - head),
+                             cos, sin, weight, half, eps);
   }
 }
 
