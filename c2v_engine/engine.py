@@ -203,7 +203,7 @@ class Causal2Vec:
             InputError: options that can not be.
         """
         single = isinstance(texts, str)
-        if not single and not isinstance(texts, (Sequence, np.ndarray)):
+        if not single and not _holds_texts(texts, Sequence):
             raise InputError(
                 f"texts is {type(texts).__name__}, expected a string or a sequence of strings; "
                 "encode_stream takes any iterable"
@@ -289,6 +289,8 @@ class Causal2Vec:
             raise InputError(
                 "texts is one string, expected an iterable of strings; encode takes it"
             )
+        if not _holds_texts(texts, Iterable):
+            raise InputError(f"texts is {type(texts).__name__}, expected an iterable of strings")
         _refuse_bfloat16_array(precision)
         blocks = self._blocks(
             texts,
@@ -479,6 +481,13 @@ class Causal2Vec:
             if known:
                 return {**options, "prompt_name": known[0]}
         return options
+
+
+def _holds_texts(texts: object, kind: type) -> bool:
+    """Whether texts can be read from it one by one: bytes would give numbers."""
+    if isinstance(texts, np.ndarray):
+        return texts.ndim > 0
+    return isinstance(texts, kind) and not isinstance(texts, (bytes, bytearray, memoryview))
 
 
 def _as_list(texts: Texts) -> Sequence[str]:

@@ -13,8 +13,8 @@ from c2v_engine.errors import CheckpointError, UnsupportedError
 from c2v_engine.kernels.add_rms_norm import add_rms_norm
 from c2v_engine.kernels.qk_norm_rope import qk_norm_rope_
 from c2v_engine.kernels.silu_and_mul import silu_and_mul
-from c2v_engine.model.activations import Activation, get_activation
-from c2v_engine.model.attention.base import AttentionBackend, AttentionMask, RowQueries
+from c2v_engine.model.activations import Activation, get_activation, silu_
+from c2v_engine.model.attention.base import AttentionBackend, AttentionMask
 from c2v_engine.model.lora import LoraAdapter
 from c2v_engine.model.packed_batch import PackedSequences
 from c2v_engine.model.rope import rope_table
@@ -116,23 +116,18 @@ class DecoderShape:
 
 
 def _layer_windows(config: Any, where: str) -> tuple[int | None, ...]:
+    layers: int = config.num_hidden_layers
     window: int | None = getattr(config, "sliding_window", None)
-    layer_types = getattr(config, "layer_types", None)
+    layer_types: list[str] | None = getattr(config, "layer_types", None)
     if layer_types is None:
-        uses_window = config.model_type == "mistral"
-        return (window if uses_window else None,) * config.num_hidden_layers
-    if len(layer_types) < config.num_hidden_layers:
-        raise CheckpointError(
-            f"{where}: layer_types names {len(layer_types)} layers of {config.num_hidden_layers}"
-        )
+        return (window if config.model_type == "mistral" else None,) * layers
+    if len(layer_types) < layers:
+        raise CheckpointError(f"{where}: layer_types names {len(layer_types)} layers of {layers}")
     windows = {"full_attention": None, "sliding_attention": window}
     unknown = set(layer_types) - set(windows)
     if unknown:
         raise UnsupportedError(f"{where}: layer type {sorted(unknown)[0]!r} is not supported")
-    windows_of: tuple[int | None, ...] = tuple(
-        windows[kind] for kind in layer_types[: config.num_hidden_layers]
-    )
-    return windows_of
+    return tuple(windows[kind] for kind in layer_types[:layers])
 
 
 class _Heads(NamedTuple):
@@ -270,8 +265,8 @@ class Decoder:
         for layer, mask in zip(self.layers, masks, strict=True):
             normed = self._add_norm(hidden_states, pending, layer.input_norm)
             if layer is self.layers[-1] and rows is not None:
-                query_rows = RowQueries(sequences, rows, mask)
-                attended = self._attend_rows(layer, normed, positions, rows, query_rows, attention)
+                plan = attention.plan_rows(sequences, rows, mask)
+                attended = self._attend_rows(layer, normed, positions, rows, plan, attention)
                 hidden_states = hidden_states.index_select(0, rows)
             else:
                 attended = self._attend(layer, normed, positions, plans[mask], attention)
@@ -327,7 +322,7 @@ class Decoder:
         normed: torch.Tensor,
         positions: torch.Tensor,
         rows: torch.Tensor,
-        query_rows: RowQueries,
+        plan: Any,
         attention: AttentionBackend,
     ) -> torch.Tensor:
         shape, size = self.shape, self.shape.query_size
@@ -342,15 +337,15 @@ class Decoder:
         query, key, value = (
             part.unflatten(1, (-1, shape.head_dim)) for part in (query, *key_value.chunk(2, dim=1))
         )
-        return attention.attend_rows(query, key, value, query_rows, shape.head_dim**-0.5).flatten(1)
+        return attention.attend_rows(query, key, value, plan, shape.head_dim**-0.5).flatten(1)
 
     def _mlp(self, layer: DecoderLayer, normed: torch.Tensor) -> torch.Tensor:
         gate_up = F.linear(normed, layer.gate_up, layer.gate_up_bias)
-        if self.shape.activation is F.silu:
+        if self.shape.activation is silu_:
             product = silu_and_mul(gate_up)
         else:
             gate, up = gate_up.chunk(2, dim=1)
-            product = self.shape.activation(gate) * up
+            product = self.shape.activation(gate).mul_(up)
         return F.linear(product, layer.down, layer.down_bias)
 
 

@@ -51,7 +51,11 @@ def resolve_dtype(name: str, device: torch.device, stored_dtype: torch.dtype) ->
     """
     if name == "auto":
         if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+            return (
+                torch.bfloat16
+                if torch.cuda.is_bf16_supported(including_emulation=False)
+                else torch.float16
+            )
         fits = stored_dtype == torch.bfloat16 and cpu_has_bfloat16()
         return torch.bfloat16 if fits else torch.float32
     if name not in DTYPES:

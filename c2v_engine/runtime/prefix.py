@@ -66,9 +66,11 @@ class PrefixCutter:
         words = encoding.word_ids if self._splits_words else self._marked_words(encoding.tokens)
         known = [word for word in words if word is not None]
         last = known[-1] if known else 0
+        # An added token may take all the space before it, so space at the end is open too.
+        limit = len(string.rstrip()) - self._margin
         certain = 0
         for word, end in zip(words, ends, strict=True):
-            if word is None or word > last - _OPEN_WORDS or end > len(string) - self._margin:
+            if word is None or word > last - _OPEN_WORDS or end > limit:
                 break
             certain += 1
         return certain
@@ -96,7 +98,10 @@ def _end_of_word(text: str, length: int) -> int:
 def _word_structure(tokenizer: Tokenizer) -> tuple[bool, bool]:
     """Whether the pre-tokenizer splits words, and whether merges never cross a word's start."""
     spec: dict[str, Any] = json.loads(tokenizer.to_str())
-    if any(_splits(part) for part in _parts(spec.get("pre_tokenizer"), "pretokenizers")):
+    parts = _parts(spec.get("pre_tokenizer"), "pretokenizers")
+    if any(_looks_far(part) for part in parts):
+        return False, False
+    if any(_splits(part) for part in parts):
         return True, False
     # SentencePiece models without a pre-tokenizer mark a word's start by a character: as long as
     # no piece holds one after another character, no merge can cross from one word into the next.
@@ -108,6 +113,13 @@ def _parts(spec: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
     if spec is None:
         return []
     return list(spec[key]) if spec["type"] == "Sequence" else [spec]
+
+
+def _looks_far(spec: dict[str, Any]) -> bool:
+    """Whether a pattern may look ahead without bound, as one that groups digits from the right."""
+    pattern = str(spec["pattern"].get("Regex", "")) if spec["type"] == "Split" else ""
+    rest = pattern.replace(r"(?!\S)", "")  # which looks at one character
+    return "(?=" in rest or "(?!" in rest
 
 
 def _splits(spec: dict[str, Any]) -> bool:

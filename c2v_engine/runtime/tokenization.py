@@ -187,7 +187,7 @@ class EncoderTokenizer:
         special = tokenizer.num_special_tokens_to_add(is_pair=False)
         if config.max_length <= special:
             raise CheckpointError(
-                f"encoder.max_length is {config.max_length}, "
+                f"{config.path}: encoder.max_length is {config.max_length}, "
                 f"its tokenizer's special tokens alone take {special}"
             )
         self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
@@ -294,13 +294,17 @@ def load_fast_tokenizer(folder: Path) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # transformers and tokenizers raise many kinds for a damaged file
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: its tokenizer can not be loaded: {reason}") from None
     if getattr(tokenizer, "backend_tokenizer", None) is None or not tokenizer.is_fast:
         raise CheckpointError(
             f"{folder}: {type(tokenizer).__name__} has no fast form (tokenizer.json)"
         )
+    # Without these files transformers may silently make a tokenizer of special tokens alone.
+    names = sorted(tokenizer.vocab_files_names.values())
+    if not any((folder / name).is_file() for name in names):
+        raise CheckpointError(f"{folder}: its tokenizer is missing, expected {' or '.join(names)}")
     return tokenizer
 
 

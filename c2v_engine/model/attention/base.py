@@ -68,13 +68,19 @@ class AttentionBackend(ABC):
             ``[tokens, heads, D]``.
         """
 
+    def plan_rows(self, sequences: PackedSequences, rows: torch.Tensor, mask: AttentionMask) -> Any:
+        """Work out what ``attend_rows`` needs.
+
+        Args:
+            sequences: the packed sequences.
+            rows: int32 ``[rows]``: packed rows of the queries, as many of every sequence, sequence
+                by sequence.
+            mask: what a query sees.
+        """
+        return RowQueries(sequences, rows, mask)
+
     def attend_rows(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        rows: RowQueries,
-        scale: float,
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: Any, scale: float
     ) -> torch.Tensor:
         """Attend from chosen rows only, as the last layer does for the pooled ones.
 
@@ -82,13 +88,14 @@ class AttentionBackend(ABC):
             query: ``[rows, heads, D]``.
             key: ``[tokens, kv_heads, D]``.
             value: likewise.
-            rows: which rows these are and what they see; as many of every sequence.
+            plan: what ``plan_rows`` gave for these rows.
             scale: factor of the logits.
 
         Returns:
             ``[rows, heads, D]``.
         """
-        return rows.attend(query, key, value, scale)
+        assert isinstance(plan, RowQueries)
+        return plan.attend(query, key, value, scale)
 
 
 class RowQueries:

@@ -9,12 +9,14 @@ from c2v_engine.model.attention.base import AttentionBackend
 from c2v_engine.model.attention.flash_attn_2 import FlashAttention2
 from c2v_engine.model.attention.flash_attn_3 import FlashAttention3
 from c2v_engine.model.attention.flash_attn_4 import FlashAttention4
+from c2v_engine.model.attention.packed_cpu import PackedCpuAttention
 from c2v_engine.model.attention.sdpa import SdpaAttention
 from c2v_engine.model.attention.torch_varlen import TorchVarlenAttention
 
 BACKENDS: dict[str, type[AttentionBackend]] = {
     backend.name: backend
     for backend in (
+        PackedCpuAttention,
         TorchVarlenAttention,
         FlashAttention2,
         FlashAttention3,
