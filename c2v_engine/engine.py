@@ -24,7 +24,7 @@ from c2v_engine.runtime.tokenization import CheckpointTokenizer
 from c2v_engine.similarity import cosine_similarity
 
 # On a CPU a batch should stay near the caches; a GPU wants enough rows to fill its matrix units.
-_DEFAULT_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+_DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 _RANGED = ("int8", "uint8")
 
 Texts = Sequence[str] | np.ndarray
@@ -422,7 +422,9 @@ class Causal2Vec:
             batch_tokens = _DEFAULT_BATCH_TOKENS[self.device.type]
         if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int) or batch_tokens < 1:
             raise InputError(f"batch_tokens is {batch_tokens!r}, expected a number of at least 1")
-        normalize = self.config.normalize if normalize is None else bool(normalize)
+        normalize = self.config.normalize if normalize is None else normalize
+        if not isinstance(normalize, bool):
+            raise InputError(f"normalize_embeddings is {normalize!r}, expected True or False")
         keep = self._keep(truncate_dim)
         output = OutputFormat(
             keep, normalize, precision, self._resolve_ranges(keep, normalize, precision, ranges)

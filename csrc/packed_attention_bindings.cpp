@@ -53,8 +53,8 @@ void check_shapes(const Tensor& query, const Tensor& key, const Tensor& value,
   STD_TORCH_CHECK(head_dim >= 1 && head_dim <= kMostHeadDim,
                   "packed_attention: head_dim must be in [1, ", kMostHeadDim, "], got ", head_dim);
   STD_TORCH_CHECK(kv_heads >= 1 && query.size(1) >= 1 && query.size(1) % kv_heads == 0,
-                  "packed_attention: the ", query.size(1), " query heads must be a multiple of the ",
-                  kv_heads, " key heads");
+                  "packed_attention: the ", query.size(1),
+                  " query heads must be a multiple of the ", kv_heads, " key heads");
   STD_TORCH_CHECK(key.size(2) == head_dim && value.size(0) == tokens &&
                       value.size(1) == kv_heads && value.size(2) == head_dim,
                   "packed_attention: key and value must be [tokens, kv_heads, ", head_dim, "]");

@@ -1,4 +1,5 @@
-// Packed attention for any processor, in float32; bfloat16 tensors are converted as they are packed.
+// Packed attention for any processor, in float32; bfloat16 tensors are converted as they are
+// packed.
 //
 // Where the compiler has vector types, vectors of four floats become SSE2 or NEON; elsewhere a
 // vector is one float.

@@ -1,5 +1,5 @@
-// What the tiles of an item of packed attention share: its scratch memory, the rows it is about, and
-// keys and values packed into panels. packed_attention_tile.h tells how the parts fit.
+// What the tiles of an item of packed attention share: its scratch memory, the rows it is about,
+// and keys and values packed into panels. packed_attention_tile.h tells how the parts fit.
 #pragma once
 
 #ifndef C2V_TARGET
@@ -73,7 +73,7 @@ constexpr int64_t kColumns = Simd::kLanes * Simd::kVectors;
 // A few floats more than a chunk, so that the rows of a tile fall in different cache sets.
 constexpr int64_t kScoreStride = kChunk + 16;
 
-// Where the parts of an item's scratch memory stand.
+// Where the parts of an item's scratch memory stand; without memory, how many bytes they take.
 template <typename Simd>
 struct Workspace {
   using Unit = typename Simd::Unit;
@@ -109,7 +109,7 @@ struct Workspace {
  private:
   template <typename T>
   T* take(std::byte* scratch, int64_t count) {
-    std::byte* place = scratch + bytes;
+    std::byte* place = scratch == nullptr ? nullptr : scratch + bytes;
     bytes += divide_up<size_t>(static_cast<size_t>(count) * sizeof(T), 64) * 64;
     return reinterpret_cast<T*>(place);
   }
@@ -117,8 +117,7 @@ struct Workspace {
 
 template <typename Simd>
 size_t scratch_bytes(const PackedAttentionArguments& a) {
-  alignas(64) static std::byte nowhere[64];
-  return Workspace<Simd>(a, nowhere).bytes;
+  return Workspace<Simd>(a, nullptr).bytes;
 }
 
 // One panel of keys: out[u][lane] is unit u of key `lane`; a key beyond `count` is zero.
@@ -132,8 +131,8 @@ C2V_TARGET void pack_keys_by_element(const Storage* key, int64_t stride, int64_t
   }
 }
 
-// One unit of one panel of values, `columns` wide, from one key or two neighbours; a second key that
-// is not there is zero. The rest of the panel is written as zeros.
+// One unit of one panel of values, `columns` wide, from one key or two neighbours; a second key
+// that is not there is zero. The rest of the panel is written as zeros.
 template <typename Simd, typename Storage>
 C2V_TARGET_INLINE void pack_value_unit(const Storage* value, const Storage* /*next*/,
                                        int64_t columns, float* out) {

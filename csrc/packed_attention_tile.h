@@ -4,13 +4,13 @@
 // that names the vectors and what is done with them; the templates have internal linkage, so that
 // no two files share code of different instruction sets.
 //
-// An item packs the keys and values of one sequence and head into panels of kColumns columns, 32-bit
-// unit after unit (a float, or two neighbouring bfloat16 of the summed dimension), and then takes
-// its query rows in tiles of kRows. A tile runs over the keys it sees in chunks of kChunk: scores,
-// softmax, weighted sum, with the running maximum and sum of an online softmax between chunks.
-// Chunks, vectors and units stand at fixed positions of the sequence and what a row does not see
-// adds exact zeros, so that a row's bits depend on nothing but its sequence: neither on the tile and
-// item it is in nor on the number of threads.
+// An item packs the keys and values of one sequence and head into panels of kColumns columns,
+// 32-bit unit after unit (a float, or two neighbouring bfloat16 of the summed dimension), and then
+// takes its query rows in tiles of kRows. A tile runs over the keys it sees in chunks of kChunk:
+// scores, softmax, weighted sum, with the running maximum and sum of an online softmax between
+// chunks. Chunks, vectors and units stand at fixed positions of the sequence and what a row does
+// not see adds exact zeros, so that a row's bits depend on nothing but its sequence: neither on the
+// tile and item it is in nor on the number of threads.
 #pragma once
 
 #include "packed_attention_pack.h"

@@ -46,7 +46,8 @@ def main() -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     count = 0
     with output.open("w", encoding="utf-8") as file:
-        for count, (name, text) in enumerate(standard_library(), start=1):
+        for name, text in standard_library():
+            count += 1
             file.write(json.dumps({"id": name, "text": text}, ensure_ascii=False) + "\n")
     print(f"{count:,} docstrings in {output}")
 

@@ -178,7 +178,7 @@ class EmbeddingPipeline:
             row = window.first_row + min(min(window.places[number]) for number in bad)
             raise TextError(
                 row,
-                "its embedding is not finite: weights hold NaN, or this dtype or precision overflows",
+                "its embedding is not finite: weights hold NaN, or the dtype or precision overflows",
             )
         self.stats.tokens += batch.decoder.num_tokens
         self.stats.encoder_tokens += sum(text.encoder_tokens for text in texts)

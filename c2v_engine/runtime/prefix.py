@@ -50,8 +50,13 @@ class PrefixCutter:
 
         Returns:
             The prefix, or the text itself where no shorter one is certain.
+
+        Raises:
+            UnicodeEncodeError: the text is not valid Unicode, anywhere in it.
         """
         length = _CHARACTERS_PER_TOKEN * tokens + self._margin
+        if 2 * length < len(text):
+            text.encode("utf-8")  # refuses what the tokenizer would, though it never sees the rest
         while self.can_cut and 2 * length < len(text):
             prefix = text[: _end_of_word(text, length)]
             if self._certain_tokens(before + prefix) >= tokens:

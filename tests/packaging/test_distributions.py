@@ -37,9 +37,8 @@ def run(*command, **options):
 def tree(tmp_path_factory):
     """A copy of what is in the repository, without anything that was built."""
     target = tmp_path_factory.mktemp("tree") / "c2v"
-    left_out = shutil.ignore_patterns(
-        ".git", ".venv", "venv", "build", "dist", "demo", "*.so", "*.egg-info", "__pycache__", ".*_cache"
-    )
+    built = (".venv", "venv", "build", "dist", "demo", "*.so", "*.egg-info", "__pycache__")
+    left_out = shutil.ignore_patterns(".git", ".*_cache", *built)
     shutil.copytree(ROOT, target, ignore=left_out, symlinks=True)
     return target
 
