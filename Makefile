@@ -28,7 +28,8 @@ $(STAMP): $(BUILT_FROM)
 	@echo "== install c2v-engine and what it needs, and compile its extension"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "setuptools>=77" wheel
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[test,lint]"
-	@$(BIN)/c2v doctor | sed -n '/^extension/,/^$$/p'
+	@$(BIN)/c2v doctor > $(STAMP).doctor
+	@sed -n '/^extension/,/^$$/p' $(STAMP).doctor
 	@touch $(STAMP)
 
 demo: $(STAMP)
@@ -56,4 +57,4 @@ gpu:
 	@$(PYTHON) benchmarks/gpu.py
 
 clean:
-	rm -rf build dist demo *.egg-info c2v_engine/_C*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(STAMP) build dist demo *.egg-info c2v_engine/_C*.so .pytest_cache .mypy_cache .ruff_cache

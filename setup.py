@@ -17,6 +17,11 @@ NO_TORCH = (
     "c2v-engine builds against the torch that is installed, and none can be imported here: "
     "pip install torch first, then pip install --no-build-isolation c2v-engine"
 )
+# Without the options pip would take the wheel that it kept from the last time.
+REINSTALL = (
+    "pip install --force-reinstall --no-deps --no-cache-dir --no-build-isolation c2v-engine "
+    "(from a checkout: -e . in place of c2v-engine)"
+)
 TORCH_TARGET_VERSION = "0x020b000000000000"  # the stable ABI of torch 2.11
 
 
@@ -79,8 +84,7 @@ def torch_extension() -> tuple[list[Extension], dict[str, Any]]:
         kind = cpp_extension.CUDAExtension
         files += sources("*.cu")
         macros += [("USE_CUDA", None), ("C2V_CUDA_VERSION", f'"{nvcc[0]}.{nvcc[1]}"')]
-        if not torch.cuda.is_available():
-            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_architectures(nvcc))
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_architectures(nvcc))
     extension = kind(
         "c2v_engine._C",
         files,
@@ -116,7 +120,8 @@ def torch_extension() -> tuple[list[Extension], dict[str, Any]]:
             announce(
                 f"the compiled ops of c2v-engine could not be built ({reason}). The install goes "
                 "on without them: the PyTorch form of each op serves, slower. For the compiled "
-                "ops, install a C++ compiler and install again. `c2v doctor` tells which serves."
+                f"ops, install a C++ compiler, then run {REINSTALL}. `c2v doctor` tells which "
+                "serves."
             )
 
     return [extension], {"build_ext": BuildOptionalExtension}

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from workload import make_checkpoint, make_texts
+from workload import git_commit, make_checkpoint, make_texts
 
 from c2v_engine import Causal2Vec
 from c2v_engine.reference import Causal2VecReference
@@ -167,6 +167,7 @@ def run(arguments: argparse.Namespace, cache: Path) -> None:
     work = count_work(alone, texts)
     bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     setting = {
+        "commit": git_commit(),
         "cpu": processor_name(),
         "threads": torch.get_num_threads(),
         "bfloat16_instructions": bool(bf16),

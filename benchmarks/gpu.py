@@ -24,13 +24,6 @@ TESTS = ("tests/gpu", "tests/kernels", "tests/csrc")
 REPEATS = 7
 
 
-def git_commit() -> str:
-    """The commit that is measured, with a mark where files differ from it."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "unknown"
-
-
 def step(name: str, *command: str) -> dict[str, Any]:
     """Run one command, show its output, and say how it ended."""
     print(f"== {name}: {' '.join(command)}", flush=True)
@@ -137,6 +130,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
     import torch
+    from workload import git_commit
 
     if not torch.cuda.is_available():
         sys.exit("error: torch finds no CUDA GPU; there is nothing to measure")

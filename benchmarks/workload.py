@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import shutil
+import subprocess
 import sysconfig
 from pathlib import Path
 
@@ -15,8 +16,16 @@ from tokenizers import Tokenizer
 from c2v_engine.engine import default_model_path
 from c2v_engine.model.config import Causal2VecConfig, EncoderConfig, ProjectorConfig
 
+ROOT = Path(__file__).resolve().parents[1]
 MODULES = ("argparse", "ast", "difflib", "inspect", "logging/__init__", "tarfile", "turtle")
 MEDIAN_TOKENS, SIGMA, SHORTEST, LONGEST = 64, 0.8, 8, 512
+
+
+def git_commit() -> str:
+    """The commit that is measured, with a mark where files differ from it."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"
 
 
 def make_texts(count: int, seed: int = 0) -> list[str]:

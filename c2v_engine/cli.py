@@ -168,6 +168,8 @@ def calibrate(
     from c2v_engine.jobs.interrupts import stop_signals
 
     with stop_signals(lambda: f"interrupted: nothing was written to {model}"):
+        if not (model / "config.json").is_file():
+            _fail(f"{model}: not a model folder: ranges are stored in it")
         engine = _load(str(model), device, dtype, attention)
         texts, ranges = calibrate_file(
             engine,
@@ -197,8 +199,8 @@ def info(
 @app.command()
 def create(
     output: Annotated[Path, typer.Option("--output", "-o", help="The new model's folder.")],
-    decoder: Annotated[str, typer.Option(help="Decoder checkpoint: folder or Hub name.")],
-    encoder: Annotated[str | None, typer.Option(help="Encoder checkpoint, likewise.")] = None,
+    decoder: Annotated[str, typer.Option(help="Folder of the decoder's transformers checkpoint.")],
+    encoder: Annotated[str | None, typer.Option(help="Folder of the encoder's.")] = None,
     template: Annotated[
         list[str] | None, typer.Option(help="An entry of the decoder's sequence; repeat it.")
     ] = None,
@@ -227,7 +229,8 @@ def create(
     choices: dict[str, Any] = {
         "encoder": encoder,
         "template": template or None,
-        "pooling": [int(p) if p.lstrip("-").isdecimal() else p for p in pooling or []] or None,
+        "pooling": [int(p) if p.removeprefix("-").isdecimal() else p for p in pooling or []]
+        or None,
         "attention": attention,
         "max_length": max_length,
         "encoder_options": {

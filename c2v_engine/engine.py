@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -17,15 +17,18 @@ from c2v_engine.model.checkpoint import Checkpoint, load_checkpoint
 from c2v_engine.model.config import Causal2VecConfig
 from c2v_engine.model.pooling import OutputFormat
 from c2v_engine.runtime.hub import fetch_checkpoint
+from c2v_engine.runtime.options import (
+    resolve_batch_tokens,
+    resolve_keep,
+    resolve_normalize,
+    resolve_prompt,
+    resolve_ranges,
+)
 from c2v_engine.runtime.pipeline import EmbeddingPipeline, EncodeStats
 from c2v_engine.runtime.progress import ProgressReporter
 from c2v_engine.runtime.ranges import Ranges
 from c2v_engine.runtime.tokenization import CheckpointTokenizer
 from c2v_engine.similarity import cosine_similarity
-
-# On a CPU a batch should stay near the caches; a GPU wants enough rows to fill its matrix units.
-_DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
-_RANGED = ("int8", "uint8")
 
 Texts = Sequence[str] | np.ndarray
 Embeddings = np.ndarray | torch.Tensor
@@ -213,21 +216,20 @@ class Causal2Vec:
         if convert_to == "numpy":
             _refuse_bfloat16_array(precision)
         items: Sequence[str] = [texts] if isinstance(texts, str) else _as_list(texts)
-        blocks = self._blocks(
-            items,
-            prompt_name,
-            prompt,
-            batch_tokens,
-            normalize_embeddings,
-            truncate_dim,
-            precision,
-            ranges,
-        )
         with ProgressReporter.for_encode(show_progress_bar, len(items)) as progress:
-            collected = []
-            for block in blocks:
-                collected.append(block)
-                progress.advance(len(block))
+            collected = list(
+                self._blocks(
+                    items,
+                    prompt_name,
+                    prompt,
+                    batch_tokens,
+                    normalize_embeddings,
+                    truncate_dim,
+                    precision,
+                    ranges,
+                    progress.advance,
+                )
+            )
         columns = self.output_dimension(truncate_dim, precision)
         result = (
             torch.cat(collected)
@@ -308,7 +310,7 @@ class Causal2Vec:
         """Cosine similarity ``[n, m]`` of embeddings ``[n, dimensions]`` and ``[m, dimensions]``.
 
         Raises:
-            InputError: embeddings of different widths, or of bytes that are not numbers.
+            InputError: embeddings of different widths, or uint8 ones.
         """
         return cosine_similarity(first, second)
 
@@ -404,6 +406,8 @@ class Causal2Vec:
             "dtype": str(self.dtype).removeprefix("torch."),
             "attention backend": model.attention.name,
         }
+        if model.context is not None:
+            lines["encoder attention backend"] = model.context.attention.name
         return lines
 
     def _blocks(
@@ -416,66 +420,28 @@ class Causal2Vec:
         truncate_dim: int | None,
         precision: Precision,
         ranges: np.ndarray | None,
+        report: Callable[[int], None] | None = None,
     ) -> Iterator[torch.Tensor]:
         """Check the options, then run."""
-        if batch_tokens is None:
-            batch_tokens = _DEFAULT_BATCH_TOKENS[self.device.type]
-        if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int) or batch_tokens < 1:
-            raise InputError(f"batch_tokens is {batch_tokens!r}, expected a number of at least 1")
-        normalize = self.config.normalize if normalize is None else normalize
-        if not isinstance(normalize, bool):
-            raise InputError(f"normalize_embeddings is {normalize!r}, expected True or False")
+        config = self.config
         keep = self._keep(truncate_dim)
+        normalize = resolve_normalize(normalize, config.normalize)
+        chosen = self._ranges if ranges is None else Ranges.of_array(ranges)
+        values = resolve_ranges(chosen, precision, keep * config.segments, normalize)
         output = OutputFormat(
-            keep, normalize, precision, self._resolve_ranges(keep, normalize, precision, ranges)
+            keep, normalize, precision, None if values is None else values.to(self.device)
         )
         return self._pipeline.run(
-            texts, self._resolve_prompt(prompt_name, prompt), batch_tokens, output
+            texts,
+            resolve_prompt(config, prompt_name, prompt),
+            resolve_batch_tokens(batch_tokens, self.device),
+            output,
+            report,
         )
 
     def _keep(self, truncate_dim: int | None) -> int:
-        """Dimensions kept of each pooled part."""
-        width, segments = self._checkpoint.model.decoder.shape.hidden_size, self.config.segments
-        if truncate_dim is None:
-            return width
-        whole = isinstance(truncate_dim, int) and not isinstance(truncate_dim, bool)
-        if not whole or not 1 <= truncate_dim <= self.dimension or truncate_dim % segments:
-            raise InputError(
-                f"truncate_dim is {truncate_dim!r}, expected a multiple of {segments} "
-                f"between {segments} and {self.dimension}"
-            )
-        return truncate_dim // segments
-
-    def _resolve_prompt(self, prompt_name: str | None, prompt: str | None) -> str:
-        if prompt is None:
-            name = self.config.default_prompt_name if prompt_name is None else prompt_name
-            if name is None:
-                return ""
-            if name not in self.config.prompts:
-                known = ", ".join(map(repr, self.config.prompts)) or "there are none"
-                raise InputError(f"prompt_name is {name!r}, expected one of: {known}")
-            prompt = self.config.prompts[name]
-        if not isinstance(prompt, str):
-            raise InputError(f"prompt is {type(prompt).__name__}, expected text (str)")
-        try:
-            prompt.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InputError(f"prompt is not valid Unicode at {error.start}") from None
-        return prompt
-
-    def _resolve_ranges(
-        self, keep: int, normalize: bool, precision: Precision, ranges: np.ndarray | None
-    ) -> torch.Tensor | None:
-        output_dtype(precision)  # refuses an unknown one
-        if precision not in _RANGED:
-            return None
-        chosen = self._ranges if ranges is None else Ranges.of_array(ranges)
-        if chosen is None:
-            raise InputError(
-                f"precision {precision} needs fixed ranges: pass ranges=, or store them in the "
-                "checkpoint with c2v calibrate"
-            )
-        return chosen.for_output(keep * self.config.segments, normalize).to(self.device)
+        width = self._checkpoint.model.decoder.shape.hidden_size
+        return resolve_keep(truncate_dim, self.config.segments, width)
 
     def _with_prompt(self, names: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
         if options.get("prompt") is None and options.get("prompt_name") is None:

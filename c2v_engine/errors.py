@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 
 class C2VError(Exception):
     """Base of every error that the engine raises on purpose."""
@@ -29,7 +27,6 @@ class InputError(C2VError, ValueError):
     """Input that is not text, can not be read, or can not be embedded."""
 
 
-@dataclass
 class TextError(InputError):
     """One text that can not be embedded.
 
@@ -38,8 +35,10 @@ class TextError(InputError):
         reason: what is wrong with it, without the row.
     """
 
-    row: int
-    reason: str
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(row, reason)
+        self.row = row
+        self.reason = reason
 
     def __str__(self) -> str:
         return f"text {self.row}: {self.reason}"

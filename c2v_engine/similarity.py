@@ -15,14 +15,15 @@ def cosine_similarity(
     """Cosine similarity of every pair.
 
     Args:
-        first: float or int8 embeddings ``[n, dimensions]`` or ``[dimensions]``.
+        first: float or int8 embeddings ``[n, dimensions]`` or ``[dimensions]``. Packed ``binary``
+            ones are int8 too and can not be told apart: compare those by Hamming distance.
         second: likewise, ``[m, dimensions]``.
 
     Returns:
         Float32 ``[n, m]``.
 
     Raises:
-        InputError: bytes that are not numbers, or widths that differ.
+        InputError: uint8 embeddings, or widths that differ.
     """
     a, b = _rows(first), _rows(second)
     if a.shape[1] != b.shape[1]:

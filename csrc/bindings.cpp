@@ -102,6 +102,7 @@ void check_values(const c2v::DualTokenPoolArguments& a) {
   for (int64_t i = 0; i < count; ++i) {
     STD_TORCH_CHECK(a.offsets[i] <= a.offsets[i + 1], "dual_token_pool: offsets fall from ",
                     a.offsets[i], " to ", a.offsets[i + 1], " at index ", i + 1);
+    STD_TORCH_CHECK(a.offsets[i] < a.offsets[i + 1], "dual_token_pool: a segment is empty");
   }
   for (int64_t i = 0; i < a.num_rows; ++i) {
     STD_TORCH_CHECK(a.rows[i] >= 0 && a.rows[i] < a.tokens, "dual_token_pool: rows[", i, "] is ",

@@ -1,111 +1,27 @@
 // CPU kernel of dual-token gather pooling: plain loops that the compiler vectorises.
-//
-// On x86-64 the whole kernel is compiled twice, for the baseline and for AVX2 with FMA, and the
-// processor is asked once which of the two it runs: a wheel built anywhere runs everywhere.
 #include "dual_token_pool.h"
 
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <vector>
 
-#if defined(__GNUC__) && defined(__x86_64__)
-#define C2V_X86_DISPATCH 1
-#endif
-
-#if defined(__GNUC__)
-#define C2V_INLINE inline __attribute__((always_inline))
-#else
-#define C2V_INLINE inline
-#endif
+#include "cpu_elements.h"
 
 namespace c2v {
 namespace {
 
-C2V_INLINE float bits_to_float(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-C2V_INLINE uint32_t float_to_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-
-struct Float32 {
-  using Storage = float;
-  static C2V_INLINE float load(Storage value) { return value; }
-  static C2V_INLINE Storage store(float value) { return value; }
-};
-
-struct BFloat16 {
-  using Storage = uint16_t;
-  static C2V_INLINE float load(Storage value) {
-    return bits_to_float(static_cast<uint32_t>(value) << 16);
-  }
-  // Round to nearest, ties to even.
+// For values that come from any dtype: a NaN whose payload has low bits stays one. In the fused row
+// passes, which round more often and do not need it, this takes a tenth to a fifth more time.
+struct BFloat16Output : BFloat16 {
   static C2V_INLINE Storage store(float value) {
-    const uint32_t bits = float_to_bits(value);
-    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    return static_cast<Storage>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+    const bool is_nan = (float_to_bits(value) & 0x7fffffffu) > 0x7f800000u;
+    return is_nan ? Storage{0x7fc0u} : BFloat16::store(value);
   }
 };
-
-struct Float16 {
-  using Storage = uint16_t;
-  // Branch-free so that it vectorises. A subnormal m is read as 0.5 + m * 2^-24, less 0.5, which
-  // stays exact when the processor flushes subnormal floats to zero.
-  static C2V_INLINE float load(Storage value) {
-    const uint32_t exponent = value & 0x7c00u;
-    const uint32_t magnitude = static_cast<uint32_t>(value & 0x7fffu) << 13;
-    const float normal = bits_to_float(magnitude + (exponent == 0x7c00u ? 0x70000000u : 0x38000000u));
-    const float subnormal = bits_to_float(0x3f000000u | (value & 0x3ffu)) - 0.5f;
-    const float absolute = exponent == 0 ? subnormal : normal;
-    return bits_to_float(float_to_bits(absolute) | (static_cast<uint32_t>(value & 0x8000u) << 16));
-  }
-  // Round to nearest, ties to even; branch-free like load. Below 2^-14 adding 0.5 rounds at 2^-24;
-  // 65520 and above is infinite.
-  static C2V_INLINE Storage store(float value) {
-    const uint32_t bits = float_to_bits(value);
-    const uint32_t sign = (bits >> 16) & 0x8000u;
-    const uint32_t magnitude = bits & 0x7fffffffu;
-    const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-    const uint32_t subnormal = float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000u;
-    const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-    const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
-    const uint32_t half = magnitude >= 0x477ff000u ? special : finite;
-    return static_cast<Storage>(sign | half);
-  }
-};
-
-// Thirty-two partial sums: enough independent additions to hide their latency, and closer to the
-// exact sum than one running total.
-constexpr int64_t kLanes = 32;
-
-C2V_INLINE float sum_lanes(float* lanes) {
-  for (int64_t width = kLanes / 2; width > 0; width /= 2) {
-    for (int64_t lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-  }
-  return lanes[0];
-}
 
 template <typename Element>
 C2V_INLINE float sum_of_squares(const typename Element::Storage* x, int64_t size) {
-  float lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      const float value = Element::load(x[i + lane]);
-      lanes[lane] += value * value;
-    }
-  }
-  for (int64_t lane = 0; i + lane < size; ++lane) {
-    const float value = Element::load(x[i + lane]);
-    lanes[lane] += value * value;
-  }
-  return sum_lanes(lanes);
+  return sum_in_lanes(SquareAbout<Element>{x, 0.0f}, size);
 }
 
 // A mean square that is not finite would otherwise turn the row's finite values into silent zeros.
@@ -116,7 +32,7 @@ C2V_INLINE float inverse_rms(const typename Element::Storage* x, int64_t size, f
   return 1.0f / std::sqrt(mean_square + eps);
 }
 
-// v = concat_s mean_i RMSNorm(x_i)[:keep]. An empty segment gives 0 / 0 = NaN.
+// v = concat_s mean_i RMSNorm(x_i)[:keep].
 template <typename Element>
 C2V_INLINE void pool_segments(const DualTokenPoolArguments& a, const float* weight, int64_t text,
                               float* v) {
@@ -172,7 +88,7 @@ C2V_INLINE void write_text(const DualTokenPoolArguments& a, const float* v, int6
   switch (a.precision) {
     case Precision::kFloat32: return write_floats<Float32>(v, width, text, a.embeddings);
     case Precision::kFloat16: return write_floats<Float16>(v, width, text, a.embeddings);
-    case Precision::kBFloat16: return write_floats<BFloat16>(v, width, text, a.embeddings);
+    case Precision::kBFloat16: return write_floats<BFloat16Output>(v, width, text, a.embeddings);
     case Precision::kInt8: return write_bytes(v, width, a.ranges, text, 128, a.embeddings);
     case Precision::kUint8: return write_bytes(v, width, a.ranges, text, 0, a.embeddings);
     case Precision::kBinary: return write_bits(v, width, text, 128, a.embeddings);
@@ -207,37 +123,30 @@ C2V_INLINE void pool_texts(const DualTokenPoolArguments& a, int64_t begin, int64
   }
 }
 
-C2V_INLINE void pool_any(const DualTokenPoolArguments& a, int64_t begin, int64_t end,
-                         float* weight, float* v) {
-  switch (a.hidden_dtype) {
-    case Dtype::kFloat32: return pool_texts<Float32>(a, begin, end, weight, v);
-    case Dtype::kFloat16: return pool_texts<Float16>(a, begin, end, weight, v);
-    case Dtype::kBFloat16: return pool_texts<BFloat16>(a, begin, end, weight, v);
+// A call, and memory for a text's work.
+struct Work {
+  const DualTokenPoolArguments& arguments;
+  float* weight;  // [keep]
+  float* v;       // [segments * keep]
+};
+
+struct DualTokenPool {
+  static C2V_INLINE void run(const Work& work, int64_t begin, int64_t end) {
+    const DualTokenPoolArguments& a = work.arguments;
+    switch (a.hidden_dtype) {
+      case Dtype::kFloat32: return pool_texts<Float32>(a, begin, end, work.weight, work.v);
+      case Dtype::kFloat16: return pool_texts<Float16>(a, begin, end, work.weight, work.v);
+      case Dtype::kBFloat16: return pool_texts<BFloat16>(a, begin, end, work.weight, work.v);
+    }
   }
-}
-
-void pool_baseline(const DualTokenPoolArguments& a, int64_t begin, int64_t end, float* weight,
-                   float* v) {
-  pool_any(a, begin, end, weight, v);
-}
-
-#ifdef C2V_X86_DISPATCH
-__attribute__((target("avx2,fma"))) void pool_avx2(const DualTokenPoolArguments& a, int64_t begin,
-                                                   int64_t end, float* weight, float* v) {
-  pool_any(a, begin, end, weight, v);
-}
-#endif
+};
 
 }  // namespace
 
 void dual_token_pool_cpu(const DualTokenPoolArguments& arguments, int64_t begin, int64_t end) {
   std::vector<float> weight(static_cast<size_t>(arguments.keep));
   std::vector<float> v(static_cast<size_t>(arguments.segments * arguments.keep));
-#ifdef C2V_X86_DISPATCH
-  static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (has_avx2) return pool_avx2(arguments, begin, end, weight.data(), v.data());
-#endif
-  pool_baseline(arguments, begin, end, weight.data(), v.data());
+  dispatch<DualTokenPool>(Work{arguments, weight.data(), v.data()}, begin, end);
 }
 
 }  // namespace c2v

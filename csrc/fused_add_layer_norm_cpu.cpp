@@ -1,7 +1,7 @@
 // CPU kernel of residual addition and LayerNorm, row by row: only the first loop leaves the cache.
 #include <cmath>
 
-#include "fused_elements.h"
+#include "cpu_elements.h"
 #include "fused_rows.h"
 
 namespace c2v {

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "fused_elements.h"
+#include "cpu_elements.h"
 #include "fused_rows.h"
 
 namespace c2v {

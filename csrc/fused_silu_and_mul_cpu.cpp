@@ -1,7 +1,7 @@
 // CPU kernel of the gated activation: silu of the row's first half times its second half.
 #include <algorithm>
 
-#include "fused_elements.h"
+#include "cpu_elements.h"
 #include "fused_rows.h"
 
 namespace c2v {

@@ -137,7 +137,7 @@ Tensor attend(const Tensor& query, const Tensor& key, const Tensor& value,
   a.kv_heads = key.size(1);
   a.head_dim = query.size(2);
   a.max_seqlen = max_seqlen;
-  a.window = window;
+  a.window = std::min(window, max_seqlen);  // a larger one sees no more, and sums would overflow
   a.scale = static_cast<float>(scale);
   a.causal = causal;
   a.is_bfloat16 = query.scalar_type() == ScalarType::BFloat16;

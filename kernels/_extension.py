@@ -12,6 +12,11 @@ from typing import NamedTuple
 import torch
 
 MODULE = "c2v_engine._C"
+# Without the options pip would take the wheel that it kept from the last time.
+REINSTALL = (
+    "pip install --force-reinstall --no-deps --no-cache-dir --no-build-isolation c2v-engine "
+    "(from a checkout: -e . in place of c2v-engine)"
+)
 
 
 class ExtensionStatus(NamedTuple):
@@ -56,7 +61,8 @@ def load_extension() -> ExtensionStatus:
     return ExtensionStatus(
         True,
         f"compiled for CPU only, though torch has CUDA {torch.version.cuda}: on CUDA the PyTorch "
-        "form of each op serves; install again where an nvcc of that major version is found",
+        "form of each op serves; where an nvcc of that major version is found, run "
+        f"{REINSTALL}",
         False,
     )
 
@@ -65,9 +71,9 @@ def _not_built() -> str:
     compilers = [os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl"]
     found = next((name for name in compilers if name and shutil.which(name)), None)
     if found is None:
-        cure = "no C++ compiler is on the PATH; install one and install c2v-engine again"
+        cure = f"no C++ compiler is on the PATH; install one, then run {REINSTALL}"
     else:
-        cure = f"a C++ compiler ({found}) is on the PATH now; install c2v-engine again to build it"
+        cure = f"a C++ compiler ({found}) is on the PATH now; to build it, run {REINSTALL}"
     return f"not built, the PyTorch form of each op serves: {cure}"
 
 
@@ -75,7 +81,7 @@ def _broken(error: BaseException) -> ExtensionStatus:
     cause = " ".join(str(error).split())
     reason = (
         f"built but can not be loaded, the PyTorch form of each op serves: {cause}; "
-        "install c2v-engine again for the torch that is installed"
+        f"to build it for the torch that is installed, run {REINSTALL}"
     )
     warnings.warn(f"{MODULE} is {reason}", RuntimeWarning, stacklevel=2)
     return ExtensionStatus(False, reason, False)

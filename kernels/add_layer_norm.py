@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (its customary name)
 from torch import Tensor
 
-from c2v_engine.kernels._rows import check_like, check_rows, complete_op
+from c2v_engine.kernels._ops import check_like, check_rows, complete_op
 
 __all__ = ["add_layer_norm", "add_layer_norm_reference"]
 

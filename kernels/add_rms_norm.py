@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from c2v_engine.kernels._rows import check_like, check_rows, complete_op
+from c2v_engine.kernels._ops import check_like, check_rows, complete_op
 
 __all__ = ["add_rms_norm", "add_rms_norm_reference"]
 

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from c2v_engine.errors import InputError
 from c2v_engine.kernels._extension import ExtensionStatus, load_extension
+from c2v_engine.kernels._ops import complete_op, refuse
 
 __all__ = [
     "ExtensionStatus",
@@ -72,7 +73,6 @@ _OUTPUT_DTYPES = {
 _BITS = (PrecisionCode.binary, PrecisionCode.ubinary)
 _BYTES = (PrecisionCode.int8, PrecisionCode.uint8)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-_NAME = "c2v::dual_token_pool"
 _SCHEMA = (
     "(Tensor hidden_states, Tensor rows, Tensor offsets, Tensor norm_weight, "
     "float eps, int segments, int keep, bool normalize, int precision, Tensor? ranges) "
@@ -120,8 +120,8 @@ def dual_token_pool(
 
     All tensors are on one device. Nothing waits for the device: what is wrong in the *values* of
     ``rows`` and ``offsets`` is an error on the CPU only. The compiled CUDA kernel reads nothing out
-    of range and gives that text a norm that is not finite; the PyTorch form on CUDA fails there as
-    indexing does.
+    of range and gives that text, or one with an empty segment, a norm that is not finite; the
+    PyTorch form on CUDA fails at a row out of range as indexing does.
 
     Args:
         hidden_states: ``[tokens, hidden]`` float32, float16 or bfloat16, before the final norm.
@@ -145,7 +145,7 @@ def dual_token_pool(
 
     Raises:
         InputError: a shape, dtype, device or option is not as described.
-        RuntimeError: on the CPU, a row or an offset is out of range.
+        RuntimeError: on the CPU, a row or an offset is out of range, or a segment is empty.
     """
     code = _precision_code(precision)
     _check(hidden_states, rows, offsets, norm_weight, segments, keep, code, ranges)
@@ -267,37 +267,30 @@ def _check(
 ) -> None:
     """Checks what can be checked without reading the tensors."""
     if hidden_states.ndim != 2 or hidden_states.dtype not in _FLOATS:
-        _refuse("hidden_states", hidden_states, "[tokens, hidden] float32, float16 or bfloat16")
+        refuse("hidden_states", hidden_states, "[tokens, hidden] float32, float16 or bfloat16")
     hidden = hidden_states.shape[1]
     if norm_weight.shape != (hidden,) or norm_weight.dtype not in _FLOATS:
-        _refuse("norm_weight", norm_weight, f"[{hidden}] float32, float16 or bfloat16")
+        refuse("norm_weight", norm_weight, f"[{hidden}] float32, float16 or bfloat16")
     if rows.ndim != 1 or rows.dtype != torch.int32:
-        _refuse("rows", rows, "[R] int32")
+        refuse("rows", rows, "[R] int32")
     if segments < 1:
         raise InputError(f"segments is {segments}; a text has at least one pooled segment")
     if not 1 <= keep <= hidden:
         raise InputError(f"keep is {keep}; choose from 1 to the hidden size, {hidden}")
     sized = offsets.ndim == 1 and offsets.shape[0] >= 1 and (offsets.shape[0] - 1) % segments == 0
     if not sized or offsets.dtype != torch.int32:
-        _refuse("offsets", offsets, f"[batch * {segments} + 1] int32")
+        refuse("offsets", offsets, f"[batch * {segments} + 1] int32")
     if code in _BYTES:
         shape = (2, segments * keep)
         if ranges is None:
             raise InputError(f"precision {code.name} needs ranges, {list(shape)} float32")
         if ranges.shape != shape or ranges.dtype != torch.float32:
-            _refuse("ranges", ranges, f"{list(shape)} float32")
+            refuse("ranges", ranges, f"{list(shape)} float32")
     for name, tensor in (("rows", rows), ("offsets", offsets), ("norm_weight", norm_weight)):
         if tensor.device != hidden_states.device:
-            _refuse(name, tensor, f"a tensor on {hidden_states.device}, as hidden_states is")
+            refuse(name, tensor, f"a tensor on {hidden_states.device}, as hidden_states is")
     if code in _BYTES and ranges is not None and ranges.device != hidden_states.device:
-        _refuse("ranges", ranges, f"a tensor on {hidden_states.device}, as hidden_states is")
-
-
-def _refuse(name: str, given: Tensor, expected: str) -> None:
-    dtype = str(given.dtype).removeprefix("torch.")
-    raise InputError(
-        f"{name} is {list(given.shape)} {dtype} on {given.device}; expected {expected}"
-    )
+        refuse("ranges", ranges, f"a tensor on {hidden_states.device}, as hidden_states is")
 
 
 def _check_values(hidden_states: Tensor, rows: Tensor, offsets: Tensor) -> None:
@@ -315,12 +308,4 @@ def _check_values(hidden_states: Tensor, rows: Tensor, offsets: Tensor) -> None:
         )
 
 
-def _register() -> None:
-    """Completes the op: the PyTorch form wherever no compiled kernel is, and a fake kernel."""
-    if not load_extension().available:
-        torch.library.define(_NAME, _SCHEMA)
-    torch.library.impl(_NAME, "default", _pytorch_form)
-    torch.library.register_fake(_NAME, _fake)
-
-
-_register()
+complete_op("dual_token_pool", _SCHEMA, _pytorch_form, _fake)

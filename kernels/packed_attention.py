@@ -33,6 +33,7 @@ from torch import Tensor
 
 from c2v_engine.errors import InputError
 from c2v_engine.kernels._extension import load_extension
+from c2v_engine.kernels._ops import complete_op, refuse
 
 __all__ = [
     "MAX_HEAD_DIM",
@@ -56,7 +57,6 @@ class CpuVariant(IntEnum):
 
 
 _DTYPES = (torch.float32, torch.bfloat16)
-_NAME = "c2v::packed_attention"
 _SCHEMA = (
     "(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens, int max_seqlen, bool causal, "
     "int window, float scale, Tensor? query_rows) -> Tensor"
@@ -220,22 +220,22 @@ def _check(
 ) -> None:
     """Checks what can be checked without reading the tensors."""
     if query.ndim != 3 or query.dtype not in _DTYPES:
-        _refuse("query", query, "[rows, heads, D] float32 or bfloat16")
+        refuse("query", query, "[rows, heads, D] float32 or bfloat16")
     rows, heads, head_dim = query.shape
     if not 1 <= head_dim <= MAX_HEAD_DIM:
-        _refuse("query", query, f"a head dimension D from 1 to {MAX_HEAD_DIM}")
+        refuse("query", query, f"a head dimension D from 1 to {MAX_HEAD_DIM}")
     if key.ndim != 3 or key.shape[2] != head_dim or key.dtype != query.dtype:
-        _refuse("key", key, f"[tokens, kv_heads, {head_dim}] {_dtype(query)}, as query is")
+        refuse("key", key, f"[tokens, kv_heads, {head_dim}] {_dtype(query)}, as query is")
     tokens, kv_heads, _ = key.shape
     if kv_heads < 1 or heads < 1 or heads % kv_heads:
-        _refuse("key", key, f"a number of kv_heads that divides the {heads} heads of query")
+        refuse("key", key, f"a number of kv_heads that divides the {heads} heads of query")
     if value.shape != key.shape or value.dtype != key.dtype:
-        _refuse("value", value, f"{list(key.shape)} {_dtype(key)}, as key is")
+        refuse("value", value, f"{list(key.shape)} {_dtype(key)}, as key is")
     if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1 or cu_seqlens.dtype != torch.int32:
-        _refuse("cu_seqlens", cu_seqlens, "[batch + 1] int32")
+        refuse("cu_seqlens", cu_seqlens, "[batch + 1] int32")
     if query_rows is None:
         if rows != tokens:
-            _refuse("query", query, f"the {tokens} rows of key, or query_rows that tell which")
+            refuse("query", query, f"the {tokens} rows of key, or query_rows that tell which")
     else:
         _check_rows(rows, cu_seqlens.shape[0] - 1, query_rows)
     if not 0 <= max_seqlen < 2**31:
@@ -245,24 +245,18 @@ def _check(
     given = {"key": key, "value": value, "cu_seqlens": cu_seqlens, "query_rows": query_rows}
     for name, tensor in given.items():
         if tensor is not None and tensor.device != query.device:
-            _refuse(name, tensor, f"a tensor on {query.device}, as query is")
+            refuse(name, tensor, f"a tensor on {query.device}, as query is")
 
 
 def _check_rows(rows: int, batch: int, query_rows: Tensor) -> None:
     shaped = query_rows.shape == (rows,) and (rows % batch == 0 if batch else rows == 0)
     if not shaped or query_rows.dtype != torch.int32:
         expected = f"[{rows}] int32, as many rows as query has and as many of each of {batch}"
-        _refuse("query_rows", query_rows, f"{expected} sequences")
+        refuse("query_rows", query_rows, f"{expected} sequences")
 
 
 def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _refuse(name: str, given: Tensor, expected: str) -> None:
-    raise InputError(
-        f"{name} is {list(given.shape)} {_dtype(given)} on {given.device}; expected {expected}"
-    )
 
 
 def _check_values(
@@ -286,12 +280,4 @@ def _check_values(
         raise RuntimeError("packed_attention: a row of query_rows is not in its sequence")
 
 
-def _register() -> None:
-    """Completes the op: the PyTorch form wherever no compiled kernel is, and a fake kernel."""
-    if not load_extension().available:
-        torch.library.define(_NAME, _SCHEMA)
-    torch.library.impl(_NAME, "default", _pytorch_form)
-    torch.library.register_fake(_NAME, _fake)
-
-
-_register()
+complete_op("packed_attention", _SCHEMA, _pytorch_form, _fake)

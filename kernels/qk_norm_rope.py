@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from c2v_engine.errors import InputError
-from c2v_engine.kernels._rows import check_like, check_rows, complete_op, refuse
+from c2v_engine.kernels._ops import check_like, check_rows, complete_op, refuse
 
 __all__ = ["qk_norm_rope_", "qk_norm_rope_reference_"]
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812  (its customary name)
 from torch import Tensor
 
 from c2v_engine.errors import InputError
-from c2v_engine.kernels._rows import check_rows, complete_op
+from c2v_engine.kernels._ops import check_rows, complete_op
 
 __all__ = ["silu_and_mul", "silu_and_mul_reference"]
 

@@ -40,7 +40,7 @@ class TextFeed:
         self._records = islice(chain([first], records), limit)
 
     def texts(self) -> Iterator[str]:
-        """Give the texts in order. Another thread may pull them than the one that takes the ids.
+        """Give the texts in order, to be pulled by the thread that takes the ids.
 
         Raises:
             InputError: a row can not be used.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from c2v_engine.errors import CheckpointError, ConfigError
@@ -40,13 +42,13 @@ def copy_checkpoint(source: Path, config: Causal2VecConfig, target: Path) -> Non
     """
     folders = [config.decoder.path, config.decoder.adapter]
     folders += [config.encoder.path] if config.encoder is not None else []
-    _make_empty(target)
-    for folder in folders:
-        if folder is not None:
-            _copy_model_files(source / folder, target / folder)
-    if (source / PROJECTOR_NAME).exists():
-        shutil.copyfile(source / PROJECTOR_NAME, target / PROJECTOR_NAME)
-    config.save(target)
+    with _writing(target):
+        for folder in folders:
+            if folder is not None:
+                _copy_model_files(source / folder, target / folder)
+        if config.projector is not None:
+            shutil.copyfile(source / PROJECTOR_NAME, target / PROJECTOR_NAME)
+        config.save(target)
 
 
 def create_checkpoint(
@@ -103,8 +105,8 @@ def create_checkpoint(
     has_context = Template(tuple(template), tuple(pooling)).has_context
     if has_context and encoder is None:
         raise ConfigError("template has <context>, so an encoder must be given")
-    if not has_context and encoder is not None:
-        raise ConfigError("template has no <context>, so no encoder can be given")
+    if not has_context and (encoder is not None or encoder_options):
+        raise ConfigError("template has no <context>, so no encoder can be given, nor its options")
     decoder_shape = DecoderShape.from_transformers(load_transformers_config(decoder), str(decoder))
     encoder_shape, encoder_section, projector = None, None, None
     if encoder is not None:
@@ -135,13 +137,15 @@ def create_checkpoint(
     if adapter is not None:
         LoraAdapter(Path(adapter))
         sources["adapter"] = Path(adapter)
-    _make_empty(output)
-    for name, folder in sources.items():
-        _copy_model_files(folder, output / name)
-    if projector is not None and encoder_shape is not None:
-        shapes = projector_shapes(projector, encoder_shape.hidden_size, decoder_shape.hidden_size)
-        save_file(_untrained(shapes, seed), output / PROJECTOR_NAME)
-    config.save(output)
+    with _writing(output):
+        for name, folder in sources.items():
+            _copy_model_files(folder, output / name)
+        if projector is not None and encoder_shape is not None:
+            sizes = encoder_shape.hidden_size, decoder_shape.hidden_size
+            save_file(
+                _untrained(projector_shapes(projector, *sizes), seed), output / PROJECTOR_NAME
+            )
+        config.save(output)
     return output
 
 
@@ -171,7 +175,14 @@ def _untrained(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, to
     }
 
 
-def _make_empty(directory: Path) -> None:
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """Write into a directory that holds nothing yet; what fails leaves nothing behind.
+
+    Raises:
+        CheckpointError: it holds something, can not be made, or can not be written.
+    """
+    existed = directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         occupied = any(directory.iterdir())
@@ -179,13 +190,26 @@ def _make_empty(directory: Path) -> None:
         raise CheckpointError(f"{directory}: can not be made: {error.strerror}") from None
     if occupied:
         raise CheckpointError(f"{directory}: is not empty; choose another output directory")
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(directory, ignore_errors=True)
+        if existed:
+            directory.mkdir(exist_ok=True)
+        if isinstance(error, (OSError, SafetensorError)):
+            raise CheckpointError(f"{directory}: can not be written: {error}") from None
+        raise
 
 
 def _copy_model_files(source: Path, target: Path) -> None:
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        for pattern in MODEL_FILES:
-            for path in sorted(source.glob(pattern)):
-                shutil.copyfile(path, target / path.name)
-    except OSError as error:
-        raise CheckpointError(f"{target}: can not be written: {error.strerror or error}") from None
+    """Copy a transformers checkpoint folder.
+
+    Raises:
+        CheckpointError: the source holds no weights, such as one that was deleted after loading.
+    """
+    files = [path for pattern in MODEL_FILES for path in sorted(source.glob(pattern))]
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise CheckpointError(f"{source}: holds no weights to copy")
+    target.mkdir(parents=True, exist_ok=True)
+    for path in files:
+        shutil.copyfile(path, target / path.name)

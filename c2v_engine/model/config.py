@@ -149,21 +149,38 @@ class Causal2VecConfig:
             raise ConfigError("template has <context>, so encoder and projector must be given")
         if not template.has_context and (self.encoder is not None or self.projector is not None):
             raise ConfigError("template has no <context>, so encoder and projector must be null")
-        reads_text = template.has_text or (
-            self.encoder is not None and "text" in parse_format(self.encoder.text).fields
-        )
-        if not reads_text:
+        if not self._reads("text"):
             raise ConfigError("neither template nor encoder.text contains {text}")
+        if self.max_length < template.single_rows + template.has_text:
+            raise ConfigError(
+                f"max_length is {self.max_length}, but the template's single rows alone take "
+                f"{template.single_rows}"
+            )
         if not isinstance(self.prompts, Mapping):
             raise ConfigError(f"prompts is {self.prompts!r}, expected names and their texts")
         for name, prompt in self.prompts.items():
             if not isinstance(name, str) or not isinstance(prompt, str):
                 raise ConfigError(f"prompts[{name!r}] is {prompt!r}, expected a text")
-        if self.default_prompt_name is not None and self.default_prompt_name not in self.prompts:
+        if self.default_prompt_name is not None and (
+            not isinstance(self.default_prompt_name, str)
+            or self.default_prompt_name not in self.prompts
+        ):
             raise ConfigError(
                 f"default_prompt_name is {self.default_prompt_name!r}, "
                 f"expected one of the prompts: {', '.join(self.prompts) or 'there are none'}"
             )
+
+    def _reads(self, field_name: str) -> bool:
+        """Whether the decoder or the encoder reads ``prompt`` or ``text``."""
+        formats = Template(self.template, self.pooling).formats
+        if self.encoder is not None:
+            formats = [*formats, parse_format(self.encoder.text)]
+        return any(field_name in text_format.fields for text_format in formats)
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether a prompt makes a difference."""
+        return self._reads("prompt")
 
     @property
     def segments(self) -> int:

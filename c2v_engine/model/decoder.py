@@ -97,6 +97,9 @@ class DecoderShape:
                 f"{where}: num_key_value_heads is {config.num_key_value_heads}, "
                 f"which does not divide num_attention_heads {heads}"
             )
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        if head_dim % 2:
+            raise UnsupportedError(f"{where}: head_dim {head_dim} is odd, which rope can not halve")
         attention_bias = bool(getattr(config, "attention_bias", False)) and kind != "mistral"
         return cls(
             vocab_size=config.vocab_size,
@@ -104,7 +107,7 @@ class DecoderShape:
             intermediate_size=config.intermediate_size,
             num_attention_heads=heads,
             num_key_value_heads=config.num_key_value_heads or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            head_dim=head_dim,
             rms_norm_eps=config.rms_norm_eps,
             activation=get_activation(config.hidden_act, where),
             qkv_bias=kind == "qwen2" or attention_bias,

@@ -14,7 +14,29 @@ from c2v_engine.model.weights import WeightFolder
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_FACTOR = re.compile(r"(?:^|\.)(layers\.\d+\.\S+?)\.lora_([AB])\.weight$")
+# A weight's name holds the module's path in the model that peft wrapped: where the adapter was
+# trained with the LM head, layers stand one level deeper than in the base model.
+_FACTOR = re.compile(
+    r"^(?:base_model\.model\.)?((?:.+\.)?(layers\.\d+\.\S+?))\.lora_([AB])\.weight$"
+)
+_UNSUPPORTED = (
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "megatron_config",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+)
+# Other initialisations rewrite the base weight when peft builds the layer: what lies on the disk is
+# then not what the factors belong to, unless the adapter was converted on saving.
+_PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 class LoraAdapter:
@@ -33,19 +55,22 @@ class LoraAdapter:
         self._config = self._read_config()
         self._weights = WeightFolder(folder, ADAPTER_WEIGHTS)
         self._factors: dict[str, dict[str, str]] = {}
+        self._paths: dict[str, str] = {}
         for name in self._weights.names:
-            match = _FACTOR.search(name)
+            match = _FACTOR.match(name)
             if match is None:
                 raise UnsupportedError(
                     f"{folder / ADAPTER_WEIGHTS}: weight {name} is not a LoRA factor of a layer"
                 )
-            factors = self._factors.setdefault(match[1], {})
-            if match[2] in factors:
+            path, module, factor = match.groups()
+            self._paths[module] = path
+            factors = self._factors.setdefault(module, {})
+            if factor in factors:
                 raise CheckpointError(
-                    f"{folder / ADAPTER_WEIGHTS}: weights {factors[match[2]]} and {name} are the "
+                    f"{folder / ADAPTER_WEIGHTS}: weights {factors[factor]} and {name} are the "
                     "same factor of the same module"
                 )
-            factors[match[2]] = name
+            factors[factor] = name
         if not self._factors:
             raise CheckpointError(f"{folder / ADAPTER_WEIGHTS}: holds no LoRA factor")
         self._merged: set[str] = set()
@@ -60,22 +85,22 @@ class LoraAdapter:
             raise CheckpointError(f"{path}: not valid JSON: {error}") from None
         if not isinstance(config, dict) or config.get("peft_type") != "LORA":
             raise UnsupportedError(f"{path}: only adapters with peft_type LORA are supported")
-        for key in (
-            "use_dora",
-            "use_qalora",
-            "fan_in_fan_out",
-            "modules_to_save",
-            "megatron_config",
-        ):
+        for key in _UNSUPPORTED:
             if config.get(key):
                 raise UnsupportedError(f"{path}: {key} is not supported")
+        initialisation = config.get("init_lora_weights", True)
+        if initialisation not in _PLAIN_INITIALISATIONS:
+            raise UnsupportedError(
+                f"{path}: init_lora_weights {initialisation!r} changes the base weights; save the "
+                "adapter with path_initial_model_for_weight_conversion"
+            )
         if config.get("bias", "none") != "none" or config.get("lora_bias"):
             raise UnsupportedError(f"{path}: biases in the adapter are not supported")
         _check_numbers(config, path)
         return config
 
     def _scaling(self, module: str, rank: int) -> float:
-        alpha = _pattern_value(self._config.get("alpha_pattern"), module)
+        alpha = _pattern_value(self._config.get("alpha_pattern"), self._paths[module])
         if alpha is None:
             alpha = self._config["lora_alpha"]
         return float(alpha) / (rank**0.5 if self._config.get("use_rslora") else rank)
@@ -101,7 +126,8 @@ class LoraAdapter:
             raise CheckpointError(
                 f"{self.folder / ADAPTER_WEIGHTS}: {module} has only factor {next(iter(factors))}"
             )
-        rank = _pattern_value(self._config.get("rank_pattern"), module) or self._config["r"]
+        path = self._paths[module]
+        rank = _pattern_value(self._config.get("rank_pattern"), path) or self._config["r"]
         a = self._weights.take(factors["A"], (rank, weight.shape[1])).float()
         b = self._weights.take(factors["B"], (weight.shape[0], rank)).float()
         self._merged.add(module)
@@ -138,7 +164,7 @@ def _check_numbers(config: dict[str, Any], path: Path) -> None:
 
 
 def _pattern_value(patterns: dict[str, Any] | None, module: str) -> Any:
-    """The value of the first pattern that names the module, as peft matches them."""
+    """The value of the first pattern that matches the module's path, as peft matches them."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value

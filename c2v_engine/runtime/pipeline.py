@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -76,7 +76,12 @@ class EmbeddingPipeline:
         self.stats = EncodeStats()
 
     def run(
-        self, texts: Iterable[str], prompt: str, batch_tokens: int, output: OutputFormat
+        self,
+        texts: Iterable[str],
+        prompt: str,
+        batch_tokens: int,
+        output: OutputFormat,
+        report: Callable[[int], None] | None = None,
     ) -> Iterator[torch.Tensor]:
         """Embed texts of any number, in order, with bounded memory.
 
@@ -85,6 +90,7 @@ class EmbeddingPipeline:
             prompt: of all of them.
             batch_tokens: most rows of a batch.
             output: the format of the embeddings.
+            report: called with the number of texts of each batch that is done.
 
         Yields:
             Blocks of embeddings on the CPU, ``[texts, columns]``, in the order of the input.
@@ -94,13 +100,18 @@ class EmbeddingPipeline:
         """
         executor = ThreadPoolExecutor(self._threads, thread_name_prefix="c2v-tokenize")
         try:
-            waiting: _Window | None = None
-            for window in self._windows(iter(texts), prompt, executor):
-                if waiting is not None:
-                    yield self._embed(waiting, batch_tokens, output)
-                waiting = window
-            if waiting is not None:
-                yield self._embed(waiting, batch_tokens, output)
+            windows = self._windows(iter(texts), prompt, executor)
+            window = next(windows, None)
+            while window is not None:
+                failure: Exception | None = None
+                try:
+                    following = next(windows, None)
+                except Exception as error:  # of the input, after texts that are good
+                    following, failure = None, error
+                yield self._embed(window, batch_tokens, output, report)
+                if failure is not None:
+                    raise failure
+                window = following
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
 
@@ -125,7 +136,13 @@ class EmbeddingPipeline:
             yield window
             first_row += len(window_texts)
 
-    def _embed(self, window: _Window, batch_tokens: int, output: OutputFormat) -> torch.Tensor:
+    def _embed(
+        self,
+        window: _Window,
+        batch_tokens: int,
+        output: OutputFormat,
+        report: Callable[[int], None] | None,
+    ) -> torch.Tensor:
         """The window's embeddings, in order."""
         block: torch.Tensor | None = None
         for numbers, texts in self._batches(window, batch_tokens):
@@ -136,6 +153,8 @@ class EmbeddingPipeline:
             repeats = torch.tensor([len(window.places[number]) for number in numbers])
             block[torch.tensor(places)] = embeddings.repeat_interleave(repeats, dim=0)
             self.stats.texts += len(places)
+            if report is not None:
+                report(len(places))
         assert block is not None
         return block
 
@@ -176,10 +195,8 @@ class EmbeddingPipeline:
         if not finite.all():
             bad = [numbers[i] for i in torch.nonzero(~finite).flatten().tolist()]
             row = window.first_row + min(min(window.places[number]) for number in bad)
-            raise TextError(
-                row,
-                "its embedding is not finite: weights hold NaN, or the dtype or precision overflows",
-            )
+            reason = "its embedding is not finite: weights hold NaN, or dtype or precision overflow"
+            raise TextError(row, reason)
         self.stats.tokens += batch.decoder.num_tokens
         self.stats.encoder_tokens += sum(text.encoder_tokens for text in texts)
         self.stats.batches += 1

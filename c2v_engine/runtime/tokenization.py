@@ -269,6 +269,8 @@ class CheckpointTokenizer:
         for row, ((ids, bounds), parts) in enumerate(zip(sequences, windows, strict=True)):
             if not len(ids):
                 raise TextError(row, "the text is empty, and the template gives it no rows at all")
+            if not all(map(len, parts)):
+                raise TextError(row, "it gives the encoder no token at all, not even a special one")
             results.append(TokenizedText(ids, bounds, parts))
         return results
 

@@ -132,6 +132,17 @@ def test_sixteen_bit_outputs_round_to_nearest_even(precision):
 
 
 @pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_a_nan_of_any_payload_stays_one_in_sixteen_bits(precision):
+    payloads = [0x7F800001, 0x7FC00000, 0x7FFF8000, 0x7FFFFFFF]
+    quiet = torch.tensor(payloads, dtype=torch.int32)
+    values = torch.cat([quiet, quiet | -(2**31)]).repeat(9).view(torch.float32)
+    embeddings, norms = one_row_case(values).run(normalize=False, precision=precision)
+    assert embeddings.isnan().all()
+    assert norms.isnan().all()
+
+
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary"])
 def test_values_at_and_beyond_the_ranges_quantize_as_in_sentence_transformers(precision):
     steps = torch.arange(-300, 301).float() / 127.5

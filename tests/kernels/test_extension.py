@@ -31,6 +31,7 @@ def test_without_the_extension_the_pytorch_form_serves_under_the_same_op():
     assert vector == with_extension.stdout.splitlines()[0]
     assert "available=False" in status
     assert "not built" in status
+    assert "pip install --force-reinstall --no-deps --no-cache-dir --no-build-isolation" in status
 
 
 def test_an_extension_that_can_not_be_loaded_is_warned_of_once_and_reported():

@@ -286,6 +286,14 @@ def test_max_seqlen_may_be_larger_than_any_sequence():
     assert torch.equal(loose, run(case))
 
 
+@pytest.mark.parametrize(("dtype", "variant"), KERNELS)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [1025, 2**31, 2**62, 2**63 - 1])
+def test_a_window_longer_than_any_sequence_is_no_window(window, causal, dtype, variant):
+    case = make_case([30, 1025], dtype=dtype)
+    assert torch.equal(run(case, variant, causal, window), run(case, variant, causal))
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("window", [-1, 5])
 @pytest.mark.parametrize("chosen", [False, True])

@@ -59,19 +59,26 @@ def test_weights_that_the_adapter_does_not_name_stay_as_they_are(model):
     assert adapter.merge("layers.0.self_attn.q_proj.bias", weight) is weight
 
 
-def test_rank_and_alpha_patterns_are_read_as_peft_reads_them(checkpoint, tmp_path):
+@pytest.mark.parametrize("with_head", [False, True])
+def test_rank_and_alpha_patterns_are_read_as_peft_reads_them(checkpoint, tmp_path, with_head):
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModel
+    from transformers import AutoModel, AutoModelForCausalLM
 
     config = LoraConfig(
         r=4,
         lora_alpha=6,
         target_modules=["q_proj", "v_proj", "down_proj"],
         rank_pattern={"v_proj": 2, r"layers\.1\.self_attn\.q_proj": 3},
-        alpha_pattern={"down_proj": 10, r"^layers\.0\.self_attn\.q_proj": 1},
+        alpha_pattern={
+            "down_proj": 10,
+            r"^layers\.0\.self_attn\.q_proj": 1,
+            "model.layers.1.self_attn.v_proj": 64,
+        },
     )
-    base = AutoModel.from_pretrained(checkpoint(Recipe()) / "decoder", dtype=torch.float32)
+    auto_class = AutoModelForCausalLM if with_head else AutoModel
+    base = auto_class.from_pretrained(checkpoint(Recipe()) / "decoder", dtype=torch.float32)
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    before.pop("lm_head.weight", None)
     model = get_peft_model(base, config)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -82,7 +89,7 @@ def test_rank_and_alpha_patterns_are_read_as_peft_reads_them(checkpoint, tmp_pat
     adapter = LoraAdapter(tmp_path)
     changed = 0
     for name, weight in before.items():
-        merged = adapter.merge(name, weight)
+        merged = adapter.merge(name.removeprefix("model."), weight)
         np.testing.assert_allclose(merged, expected[name], rtol=1e-5, atol=1e-5)
         changed += not torch.equal(merged, weight)
     assert changed == 6

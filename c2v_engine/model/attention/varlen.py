@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from abc import abstractmethod
 from dataclasses import dataclass
 
@@ -60,9 +60,13 @@ class VarlenBackend(AttentionBackend):
 
 
 def why_not_importable(module: str, package: str) -> str | None:
-    """Whether a module can be found, without importing it."""
+    """Why a module can not be imported, or None where it can."""
     try:
-        found = importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        found = False
-    return None if found else f"{package} is not installed"
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+            return f"{package} is not installed"
+        return f"{package} is installed but can not be imported: {error}"
+    except Exception as error:  # a binary that does not fit raises many kinds
+        return f"{package} is installed but can not be imported: {' '.join(str(error).split())}"
+    return None

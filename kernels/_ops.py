@@ -1,4 +1,4 @@
-"""What the row-wise ops share: how their arguments are checked and how an op is completed."""
+"""What the ops share: how their arguments are checked and how an op is completed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-// What the fused row passes share: how each dtype is read, written and rounded, sums in lanes, and
-// the choice of instruction set.
+// What the CPU kernels of pooling and of the fused row passes share: how each dtype is read,
+// written and rounded, sums in lanes, and the choice of instruction set.
 //
-// The passes are plain loops that the compiler vectorises. On x86-64 each is compiled for the
+// The kernels are plain loops that the compiler vectorises. On x86-64 each is compiled for the
 // baseline, for AVX2 with FMA and for AVX-512, and the processor is asked once which of them it
 // runs: a wheel built anywhere runs everywhere.
 #pragma once
