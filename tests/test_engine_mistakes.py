@@ -9,7 +9,7 @@ from checkpoints import Recipe
 from damage import assert_refused, copy, edit_json, open_engine
 
 from c2v_engine import Causal2Vec
-from c2v_engine.errors import CheckpointError, ConfigError, InputError, TextError
+from c2v_engine.errors import CheckpointError, ConfigError, TextError
 
 ECHO = Recipe(encoder=None, template=("{text}", "{text}", "<eos>"), pooling=(1,))
 
@@ -34,13 +34,14 @@ def test_a_failed_create_leaves_an_empty_folder_empty(checkpoint, tmp_path, monk
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_a_prompt_that_nothing_reads_is_refused(engine):
+def test_a_prompt_that_nothing_reads_is_warned_of(engine, recwarn):
     model = engine(ECHO)
-    with pytest.raises(InputError, match="nothing would read it"):
-        model.encode(["text"], prompt="query: ")
-    with pytest.raises(InputError, match="nothing would read it"):
+    plain = model.encode(["text"], prompt="")
+    assert not recwarn
+    with pytest.warns(UserWarning, match="it changes nothing"):
+        assert np.array_equal(model.encode(["text"], prompt="query: "), plain)
+    with pytest.warns(UserWarning, match="it changes nothing"):
         model.encode_query(["text"])
-    assert np.array_equal(model.encode(["text"], prompt=""), model.encode(["text"]))
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])

@@ -140,6 +140,7 @@ def test_architectures_and_layouts(engine, reference, recipe, prompt_name):
 
 
 @pytest.mark.parametrize("recipe", TEMPLATES.values(), ids=TEMPLATES)
+@pytest.mark.filterwarnings("ignore:a prompt was given")
 def test_templates_and_poolings(engine, reference, recipe):
     assert_float32_parity(engine, reference, recipe, prompt_name="query")
     assert_float32_parity(engine, reference, recipe)
@@ -159,6 +160,7 @@ BFLOAT16 = {**ARCHITECTURES, **{name: TEMPLATES[name] for name in ("last-token",
 
 
 @pytest.mark.parametrize("recipe", BFLOAT16.values(), ids=BFLOAT16)
+@pytest.mark.filterwarnings("ignore:a prompt was given")
 def test_bfloat16_stays_near_the_float32_reference(engine, reference, recipe):
     expected = reference(recipe).encode(TEXTS, prompt_name="query").numpy()
     actual = engine(recipe, dtype="bfloat16").encode(TEXTS, prompt_name="query")

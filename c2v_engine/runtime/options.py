@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 
@@ -70,7 +72,10 @@ def resolve_prompt(config: Causal2VecConfig, name: str | None, prompt: str | Non
     """The prompt of a call: given as it is, by its name, the default one, or none.
 
     Raises:
-        InputError: an unknown name, a prompt that is not text, or one that nothing would read.
+        InputError: an unknown name, or a prompt that is not text.
+
+    Warns:
+        UserWarning: nothing reads the prompt.
     """
     if prompt is None:
         name = config.default_prompt_name if name is None else name
@@ -87,9 +92,11 @@ def resolve_prompt(config: Causal2VecConfig, name: str | None, prompt: str | Non
     except UnicodeEncodeError as error:
         raise InputError(f"prompt is not valid Unicode at {error.start}") from None
     if prompt and not config.reads_prompt:
-        raise InputError(
+        warnings.warn(
             "a prompt was given, but neither the checkpoint's template nor its encoder.text has "
-            "{prompt}: nothing would read it"
+            "{prompt}: it changes nothing",
+            UserWarning,
+            stacklevel=4,
         )
     return prompt
 
