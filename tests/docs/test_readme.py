@@ -12,10 +12,22 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    """The fenced blocks of a language; "" gives those that name none."""
+    found, inside = [], None
+    for line in README.splitlines():
+        if not line.startswith("```"):
+            if inside is not None:
+                inside.append(line)
+        elif inside is None:
+            inside, name = [], line.removeprefix("```")
+        else:
+            if name == language:
+                found.append("\n".join(inside) + "\n")
+            inside = None
+    return found
 
 
-def test_the_python_snippets_run_and_print_what_is_shown(capsys, engine, checkpoint, monkeypatch):
+def test_the_python_snippets_run_and_print_what_is_shown(capsys, monkeypatch):
     from c2v_engine import Causal2Vec
 
     created = {}
