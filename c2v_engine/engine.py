@@ -434,7 +434,7 @@ class Causal2Vec:
         return self._pipeline.run(
             texts,
             resolve_prompt(config, prompt_name, prompt),
-            resolve_batch_tokens(batch_tokens, self.device),
+            resolve_batch_tokens(batch_tokens, self.device, self._checkpoint.model.bytes_per_token),
             output,
             report,
         )

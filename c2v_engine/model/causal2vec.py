@@ -55,6 +55,14 @@ class PackedCausal2Vec:
         """Width of a whole embedding."""
         return self.config.segments * self.decoder.shape.hidden_size
 
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that one row of the widest activation takes."""
+        widths = [2 * self.decoder.shape.intermediate_size]
+        if self.context is not None:
+            widths.append(self.context.encoder.shape.intermediate_size)
+        return max(widths) * self.decoder.norm.element_size()
+
     @torch.inference_mode()
     def forward(
         self, batch: PackedBatch, output: OutputFormat

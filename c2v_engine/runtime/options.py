@@ -12,20 +12,33 @@ from c2v_engine.kernels.dual_token_pool import Precision, output_dtype
 from c2v_engine.model.config import Causal2VecConfig
 from c2v_engine.runtime.ranges import Ranges
 
-# On a CPU a batch's widest activations should stay near the caches, and under the 32 MiB from which
-# allocators map fresh memory each time; a GPU wants enough rows to fill its matrix units.
-_DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+# On a CPU the widest activation of a batch should stay under the 32 MiB from which allocators map
+# fresh memory each time (clearing it cost more than the arithmetic), and a small model wants long
+# batches, whose threads meet less often; a GPU wants enough rows to fill its matrix units.
+_CPU_ACTIVATION_BYTES = 24 * 2**20
+_CPU_BATCH_TOKENS = (1024, 8192)
+_CUDA_BATCH_TOKENS = 32768
 _RANGED = ("int8", "uint8")
 
 
-def resolve_batch_tokens(batch_tokens: int | None, device: torch.device) -> int:
+def resolve_batch_tokens(
+    batch_tokens: int | None, device: torch.device, bytes_per_token: int
+) -> int:
     """Most decoder rows of a batch; None gives the device's default.
+
+    Args:
+        batch_tokens: as asked for.
+        device: of the model.
+        bytes_per_token: of the model's widest activation.
 
     Raises:
         InputError: not a whole number of at least 1.
     """
     if batch_tokens is None:
-        return _DEFAULT_BATCH_TOKENS[device.type]
+        if device.type == "cuda":
+            return _CUDA_BATCH_TOKENS
+        least, most = _CPU_BATCH_TOKENS
+        return max(least, min(most, _CPU_ACTIVATION_BYTES // bytes_per_token))
     if not _is_whole(batch_tokens) or batch_tokens < 1:
         raise InputError(f"batch_tokens is {batch_tokens!r}, expected a number of at least 1")
     return int(batch_tokens)
