@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="c2v",
     help="Causal2Vec text embeddings.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help loads in half the time
@@ -65,12 +64,22 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run ``c2v`` and exit: 0 done, 2 a mistake of the user's (one line says which)."""
     try:
-        app(args=None if argv is None else list(argv), prog_name="c2v")
+        code = app(
+            args=None if argv is None else list(argv), prog_name="c2v", standalone_mode=False
+        )
+        sys.exit(code if isinstance(code, int) else 0)
+    except typer.Abort:
+        sys.exit(130)
     except C2VError as error:
         _fail(str(error))
     except OSError as error:
         reason = error.strerror or str(error)
         _fail(f"{error.filename}: {reason}" if error.filename else reason)
+    except Exception as error:
+        # Wrong usage, as the parser that typer brings with it says it.
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(f"{error.format_message()} (see c2v --help)")
 
 
 def _fail(message: str) -> None:
@@ -143,7 +152,8 @@ def encode(
             engine = _load(model, device, dtype, attention)
             report = job.run(engine, choose_progress(quiet=quiet))
     if report.duplicates:
-        note = f"{report.duplicates:,} rows repeat an id that an earlier row has"
+        rows = "1 row repeats" if report.duplicates == 1 else f"{report.duplicates:,} rows repeat"
+        note = f"{rows} an id that an earlier row has"
         print(f"note: {source}: {note} (column {id_column!r})", file=sys.stderr)
     if not quiet:
         _print_report(report)

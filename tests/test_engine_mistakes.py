@@ -1,5 +1,6 @@
 """Mistakes that would otherwise pass in silence: nothing is ignored, nothing is half-written."""
 
+import multiprocessing
 import pickle
 import shutil
 
@@ -9,7 +10,7 @@ from checkpoints import Recipe
 from damage import assert_refused, copy, edit_json, open_engine
 
 from c2v_engine import Causal2Vec
-from c2v_engine.errors import CheckpointError, ConfigError, TextError
+from c2v_engine.errors import BackendError, CheckpointError, ConfigError, TextError
 
 ECHO = Recipe(encoder=None, template=("{text}", "{text}", "<eos>"), pooling=(1,))
 
@@ -100,3 +101,33 @@ def test_an_adapter_that_changes_the_base_weights_is_refused(checkpoint, tmp_pat
     place = copy(checkpoint(Recipe(adapter="lora")), tmp_path / "model")
     edit_json(place / "adapter" / "adapter_config.json", init_lora_weights="pissa")
     assert_refused(lambda: open_engine(place), "init_lora_weights 'pissa'", error=CheckpointError)
+
+
+def test_a_forked_copy_says_so_instead_of_hanging(engine):
+    model = engine(ECHO)
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+
+    def encode():
+        try:
+            model.encode(["text"])
+            send.send("embedded")
+        except BackendError as error:
+            send.send(str(error))
+
+    child = context.Process(target=encode)
+    child.start()
+    try:
+        assert receive.poll(60)
+        assert "load it in each process" in receive.recv()
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_a_seed_that_is_no_seed_is_refused(checkpoint, tmp_path):
+    source = checkpoint(Recipe())
+    with pytest.raises(ConfigError, match="seed is 99999999999999999999999"):
+        Causal2Vec.create(
+            tmp_path / "new", source / "decoder", source / "encoder", seed=99999999999999999999999
+        )

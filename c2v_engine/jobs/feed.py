@@ -36,7 +36,7 @@ class TextFeed:
         records = iter(reader)
         first = next(records, None)
         if first is None:
-            raise InputError(f"{reader.path}: no rows: the file is empty")
+            raise InputError(f"{reader.path}: the file is empty: it has no rows")
         self._records = islice(chain([first], records), limit)
 
     def texts(self) -> Iterator[str]:

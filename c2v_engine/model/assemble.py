@@ -101,6 +101,8 @@ def create_checkpoint(
         UnsupportedError: an architecture that the engine does not implement.
     """
     decoder, output = Path(decoder), Path(output)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ConfigError(f"seed is {seed!r}, expected a whole number from 0 to 2^63 - 1")
     encoder = None if encoder is None else Path(encoder)
     has_context = Template(tuple(template), tuple(pooling)).has_context
     if has_context and encoder is None:
@@ -196,7 +198,7 @@ def _writing(directory: Path) -> Iterator[None]:
         shutil.rmtree(directory, ignore_errors=True)
         if existed:
             directory.mkdir(exist_ok=True)
-        if isinstance(error, (OSError, SafetensorError)):
+        if isinstance(error, (OSError, SafetensorError, RuntimeError)):
             raise CheckpointError(f"{directory}: can not be written: {error}") from None
         raise
 

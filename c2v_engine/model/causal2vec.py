@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F  # noqa: N812  (its customary name)
 
 from c2v_engine.model.attention.base import AttentionBackend
 from c2v_engine.model.config import Causal2VecConfig
@@ -13,6 +14,7 @@ from c2v_engine.model.encoder import Encoder
 from c2v_engine.model.packed_batch import PackedBatch
 from c2v_engine.model.pooling import OutputFormat, add_encoder_states, pool_decoder
 from c2v_engine.model.projector import Projector
+from c2v_engine.model.rounding import rounded_pooled
 from c2v_engine.model.template import Template
 
 
@@ -100,7 +102,7 @@ class PackedCausal2Vec:
         )
 
     def _contextual_tokens(self, context: ContextModel, batch: PackedBatch) -> torch.Tensor:
-        """``[texts, d]``."""
+        """``[texts, d]``, and on a CPU some rows more (see ``rounding``)."""
         width = context.encoder.shape.hidden_size
         device = batch.buffer.device
         sums = torch.zeros(batch.num_texts, width, dtype=torch.float32, device=device)
@@ -108,4 +110,6 @@ class PackedCausal2Vec:
             states = context.encoder.forward(part.sequences, context.attention)
             add_encoder_states(sums, states, part.rows, part.row_texts)
         pooled = sums / batch.encoder_counts.unsqueeze(1)
+        if device.type == "cpu":
+            pooled = F.pad(pooled, (0, 0, 0, rounded_pooled(len(pooled)) - len(pooled)))
         return context.projector.forward(pooled.to(self.decoder.norm.dtype))

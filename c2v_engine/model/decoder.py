@@ -18,6 +18,7 @@ from c2v_engine.model.attention.base import AttentionBackend, AttentionMask
 from c2v_engine.model.lora import LoraAdapter
 from c2v_engine.model.packed_batch import PackedSequences
 from c2v_engine.model.rope import rope_table
+from c2v_engine.model.rounding import rounded_pooled
 from c2v_engine.model.weights import WeightFolder
 
 # Tensors that checkpoints of these architectures may hold and the forward does not need.
@@ -268,15 +269,19 @@ class Decoder:
         for layer, mask in zip(self.layers, masks, strict=True):
             normed = self._add_norm(hidden_states, pending, layer.input_norm)
             if layer is self.layers[-1] and rows is not None:
-                plan = attention.plan_rows(sequences, rows, mask)
-                attended = self._attend_rows(layer, normed, positions, rows, plan, attention)
-                hidden_states = hidden_states.index_select(0, rows)
+                plan = attention.plan_rows(sequences.without_fillers(), rows, mask)
+                computed = _rounded_rows(rows)
+                attended = self._attend_rows(
+                    layer, normed, sequences, computed, len(rows), plan, attention
+                )
+                hidden_states = hidden_states.index_select(0, computed)
             else:
                 attended = self._attend(layer, normed, positions, plans[mask], attention)
             projected = F.linear(attended, layer.output, layer.output_bias)
             normed = self._add_norm(hidden_states, projected, layer.post_norm)
             pending = self._mlp(layer, normed)
-        return hidden_states if pending is None else hidden_states.add_(pending)
+        hidden_states = hidden_states if pending is None else hidden_states.add_(pending)
+        return hidden_states if rows is None else hidden_states[: len(rows)]
 
     def _add_norm(
         self, hidden_states: torch.Tensor, x: torch.Tensor | None, weight: torch.Tensor
@@ -323,11 +328,15 @@ class Decoder:
         self,
         layer: DecoderLayer,
         normed: torch.Tensor,
-        positions: torch.Tensor,
+        sequences: PackedSequences,
         rows: torch.Tensor,
+        wanted: int,
         plan: Any,
         attention: AttentionBackend,
     ) -> torch.Tensor:
+        """Attend from the first ``wanted`` of the rows; the others are there for their number."""
+        positions = sequences.position_ids
+        tokens = sequences.without_fillers().num_tokens
         shape, size = self.shape, self.shape.query_size
         bias = layer.qkv_bias
         query = F.linear(
@@ -340,7 +349,10 @@ class Decoder:
         query, key, value = (
             part.unflatten(1, (-1, shape.head_dim)) for part in (query, *key_value.chunk(2, dim=1))
         )
-        return attention.attend_rows(query, key, value, plan, shape.head_dim**-0.5).flatten(1)
+        attended = attention.attend_rows(
+            query[:wanted], key[:tokens], value[:tokens], plan, shape.head_dim**-0.5
+        )
+        return F.pad(attended.flatten(1), (0, 0, 0, len(rows) - wanted))
 
     def _mlp(self, layer: DecoderLayer, normed: torch.Tensor) -> torch.Tensor:
         gate_up = F.linear(normed, layer.gate_up, layer.gate_up_bias)
@@ -350,6 +362,13 @@ class Decoder:
             gate, up = gate_up.chunk(2, dim=1)
             product = self.shape.activation(gate).mul_(up)
         return F.linear(product, layer.down, layer.down_bias)
+
+
+def _rounded_rows(rows: torch.Tensor) -> torch.Tensor:
+    """The rows, and on a CPU the first token's row again and again (see ``rounding``)."""
+    if rows.device.type != "cpu":
+        return rows
+    return F.pad(rows, (0, rounded_pooled(len(rows)) - len(rows)))
 
 
 class _DecoderReader:

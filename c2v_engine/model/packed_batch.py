@@ -17,12 +17,25 @@ class PackedSequences:
         position_ids: int32 ``[tokens]``, each sequence counting from 0.
         cu_seqlens: int32 ``[sequences + 1]``: where each begins, on the device.
         lengths: int ``[sequences]`` on the host, so that nothing asks the device.
+        fillers: how many of the last sequences belong to no text (see ``rounding``).
     """
 
     token_ids: torch.Tensor
     position_ids: torch.Tensor
     cu_seqlens: torch.Tensor
     lengths: np.ndarray
+    fillers: int = 0
+
+    def without_fillers(self) -> PackedSequences:
+        """The sequences that belong to texts."""
+        if not self.fillers:
+            return self
+        lengths = self.lengths[: -self.fillers]
+        tokens = int(lengths.sum())
+        cu_seqlens = self.cu_seqlens[: -self.fillers]
+        return PackedSequences(
+            self.token_ids[:tokens], self.position_ids[:tokens], cu_seqlens, lengths
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -78,4 +91,4 @@ class PackedBatch:
     @property
     def num_texts(self) -> int:
         """Texts in the batch."""
-        return len(self.decoder.lengths)
+        return len(self.decoder.lengths) - self.decoder.fillers

@@ -39,7 +39,8 @@ def add_encoder_states(
         rows: int32 ``[rows]`` of states, or None for all.
         row_texts: int32 ``[rows]``.
     """
-    chosen = states if rows is None else states.index_select(0, rows)
+    # Fillers stand at the end and belong to no text.
+    chosen = states[: len(row_texts)] if rows is None else states.index_select(0, rows)
     sums.index_add_(0, row_texts, chosen.float())
 
 

@@ -10,6 +10,7 @@ import torch
 
 from c2v_engine.model.config import EncoderPooling
 from c2v_engine.model.packed_batch import EncoderInput, PackedBatch, PackedSequences
+from c2v_engine.model.rounding import rounded_tokens
 from c2v_engine.model.template import CONTEXT, Template
 from c2v_engine.runtime.tokenization import TokenizedText
 
@@ -100,15 +101,30 @@ class _Sequences:
     position_ids: slice
     cu_seqlens: slice
     lengths: np.ndarray
+    fillers: int
 
     def view(self, buffer: torch.Tensor) -> PackedSequences:
         return PackedSequences(
-            buffer[self.token_ids], buffer[self.position_ids], buffer[self.cu_seqlens], self.lengths
+            buffer[self.token_ids],
+            buffer[self.position_ids],
+            buffer[self.cu_seqlens],
+            self.lengths,
+            self.fillers,
         )
 
 
-def _add_sequences(buffer: _Buffer, sequences: Sequence[np.ndarray]) -> _Sequences:
-    lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+def _filler_lengths(lengths: list[int]) -> list[int]:
+    """Sequences, none longer than a real one, that round the number of tokens up."""
+    tokens, longest = sum(lengths), max(lengths)
+    whole, rest = divmod(rounded_tokens(tokens) - tokens, longest)
+    return [longest] * whole + [rest] * (rest > 0)
+
+
+def _add_sequences(buffer: _Buffer, sequences: Sequence[np.ndarray], round_up: bool) -> _Sequences:
+    real = [len(sequence) for sequence in sequences]
+    fillers = _filler_lengths(real) if round_up else []
+    sequences = [*sequences, *(np.zeros(length, dtype=np.int32) for length in fillers)]
+    lengths = np.array([*real, *fillers], dtype=np.int64)
     cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
     positions = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
     return _Sequences(
@@ -116,6 +132,7 @@ def _add_sequences(buffer: _Buffer, sequences: Sequence[np.ndarray]) -> _Sequenc
         buffer.add(positions),
         buffer.add(cu_seqlens),
         lengths,
+        len(fillers),
     )
 
 
@@ -131,8 +148,9 @@ def pack(
         device: of the model.
     """
     buffer = _Buffer()
-    decoder = _add_sequences(buffer, [text.token_ids for text in texts])
-    starts = np.cumsum(decoder.lengths) - decoder.lengths
+    round_up = device.type == "cpu"
+    decoder = _add_sequences(buffer, [text.token_ids for text in texts], round_up)
+    starts = (np.cumsum(decoder.lengths) - decoder.lengths)[: len(texts)]
     numbers = np.arange(len(texts))
 
     context_rows = [
@@ -159,7 +177,7 @@ def pack(
             offsets,
         )
     ]
-    passes = _encoder_passes(buffer, texts, rules.encoder_pooling, batch_tokens)
+    passes = _encoder_passes(buffer, texts, rules.encoder_pooling, batch_tokens, round_up)
     counts = [
         len(text.windows) if rules.encoder_pooling == "cls" else text.encoder_tokens
         for text in texts
@@ -180,7 +198,11 @@ def pack(
 
 
 def _encoder_passes(
-    buffer: _Buffer, texts: Sequence[TokenizedText], pooling: EncoderPooling, batch_tokens: int
+    buffer: _Buffer,
+    texts: Sequence[TokenizedText],
+    pooling: EncoderPooling,
+    batch_tokens: int,
+    round_up: bool,
 ) -> list[tuple[_Sequences, slice | None, slice]]:
     """Windows of all texts, cut into passes of at most ``batch_tokens`` tokens."""
     windows = [(number, window) for number, text in enumerate(texts) for window in text.windows]
@@ -194,13 +216,15 @@ def _encoder_passes(
                 break
             end += 1
         numbers = np.array([number for number, _ in windows[begin:end]])
-        sequences = _add_sequences(buffer, [window for _, window in windows[begin:end]])
+        chosen = [window for _, window in windows[begin:end]]
+        sequences = _add_sequences(buffer, chosen, round_up)
+        lengths = sequences.lengths[: len(chosen)]
         rows: slice | None = None
         if pooling == "cls":
-            rows = buffer.add(np.cumsum(sequences.lengths) - sequences.lengths)
+            rows = buffer.add(np.cumsum(lengths) - lengths)
             row_texts = buffer.add(numbers)
         else:
-            row_texts = buffer.add(np.repeat(numbers, sequences.lengths))
+            row_texts = buffer.add(np.repeat(numbers, lengths))
         passes.append((sequences, rows, row_texts))
         begin = end
     return passes

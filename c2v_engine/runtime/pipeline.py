@@ -10,7 +10,7 @@ from itertools import islice
 
 import torch
 
-from c2v_engine.errors import TextError
+from c2v_engine.errors import BackendError, TextError
 from c2v_engine.model.causal2vec import PackedCausal2Vec
 from c2v_engine.model.pooling import OutputFormat
 from c2v_engine.model.template import Template
@@ -74,6 +74,7 @@ class EmbeddingPipeline:
         self._rules = PackingRules.from_template(template, pooling)
         self._threads = max(1, min(4, (os.cpu_count() or 1) // 2))
         self.stats = EncodeStats()
+        self._process = os.getpid()
 
     def run(
         self,
@@ -97,7 +98,13 @@ class EmbeddingPipeline:
 
         Raises:
             TextError: a text that can not be embedded, or whose embedding is not finite.
+            BackendError: this is a forked copy of the process that loaded the model.
         """
+        if os.getpid() != self._process:
+            raise BackendError(
+                "this model was loaded in another process, and torch's threads do not survive a "
+                "fork: load it in each process, or start them with the spawn method"
+            )
         executor = ThreadPoolExecutor(self._threads, thread_name_prefix="c2v-tokenize")
         try:
             windows = self._windows(iter(texts), prompt, executor)
@@ -197,7 +204,7 @@ class EmbeddingPipeline:
             row = window.first_row + min(min(window.places[number]) for number in bad)
             reason = "its embedding is not finite: weights hold NaN, or dtype or precision overflow"
             raise TextError(row, reason)
-        self.stats.tokens += batch.decoder.num_tokens
+        self.stats.tokens += sum(len(text.token_ids) for text in texts)
         self.stats.encoder_tokens += sum(text.encoder_tokens for text in texts)
         self.stats.batches += 1
         return embeddings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import os
 import signal
 import subprocess
@@ -98,7 +99,7 @@ def test_calibrated_model_writes_int8(capsys, tmp_path, source, engine):
 def test_info_names_sizes_template_and_prompts(capsys, engine):
     code, out, err = c2v(capsys, "info")
     assert (code, err) == (0, "")
-    assert f"dimension          {engine.dimension}" in out
+    assert re.search(rf"^dimension +{engine.dimension}$", out, flags=re.MULTILINE)
     assert "<context>" in out
     assert "prompts.query" in out
     code, out, _ = c2v(capsys, "info", "--json")

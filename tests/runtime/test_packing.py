@@ -222,3 +222,24 @@ def test_windows_in_several_passes_give_the_embedding_of_one(engine, monkeypatch
     several = model.encode(texts, batch_tokens=60)
     assert max(passes) > 5
     np.testing.assert_allclose(several, whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_rounded_batches_give_what_small_ones_give(engine, pooling):
+    model = engine(Recipe(encoder_pooling=pooling))
+    texts = [" ".join(["word"] * (number % 23)) + f" {number}" for number in range(300)]
+    whole = model.encode(texts, batch_tokens=100_000)
+    small = model.encode(texts, batch_tokens=200)
+    # Sums in another order, some 1e-7 on a unit vector.
+    np.testing.assert_allclose(whole, small, rtol=0, atol=1e-6)
+
+
+def test_large_batches_have_few_sizes_and_small_ones_their_own():
+    from c2v_engine.model.rounding import rounded_pooled, rounded_tokens
+
+    assert [rounded_tokens(n) for n in (1, 12, 1023, 1024, 1025, 8192)] == [
+        1, 12, 1023, 1024, 1088, 8192,
+    ]  # fmt: skip
+    assert len({rounded_tokens(n) for n in range(4097, 8193)}) == 16
+    assert all(n <= rounded_tokens(n) <= n * 1.0625 for n in range(1024, 20_000))
+    assert all(n <= rounded_pooled(n) <= n * 1.25 for n in range(16, 5_000))

@@ -68,7 +68,7 @@ class JsonLinesReader(SourceReader):
         try:
             row = json.loads(text)
         except json.JSONDecodeError as error:
-            reason = f"broken JSON: {error.msg} at character {error.colno}"
+            reason = f"broken JSON: {error.msg.removesuffix(' at')} at character {error.colno}"
             raise self._bad(line, reason) from error
         except RecursionError as error:
             raise self._bad(line, "broken JSON: nested too deeply") from error
