@@ -36,7 +36,7 @@ class TextFeed:
         records = iter(reader)
         first = next(records, None)
         if first is None:
-            raise InputError(f"{reader.path}: the file is empty: it has no rows")
+            raise InputError(f"{reader.path}: no rows: there is no text in it")
         self._records = islice(chain([first], records), limit)
 
     def texts(self) -> Iterator[str]:
