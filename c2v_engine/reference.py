@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from c2v_engine.errors import CheckpointError, InputError, TextError
 from c2v_engine.model.config import Causal2VecConfig, ProjectorActivation
-from c2v_engine.model.template import BOS, CONTEXT, EOS, Template, TextFormat, parse_format
+from c2v_engine.model.template import BOS, CONTEXT, EOS, TextFormat, parse_format
 
 Features = dict[str, Tensor]
 
@@ -60,7 +60,7 @@ class Causal2VecReference(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.template = Template(config.template, config.pooling)
+        self.template = config.parsed_template
         self.encoder: Any = encoder
         self.projector: Any = projector
         self.decoder: Any = decoder

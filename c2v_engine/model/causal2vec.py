@@ -15,7 +15,6 @@ from c2v_engine.model.packed_batch import PackedBatch
 from c2v_engine.model.pooling import OutputFormat, add_encoder_states, pool_decoder
 from c2v_engine.model.projector import Projector
 from c2v_engine.model.rounding import rounded_pooled
-from c2v_engine.model.template import Template
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class PackedCausal2Vec:
         self.decoder = decoder
         self.attention = attention
         self.context = context
-        template = Template(config.template, config.pooling)
+        template = config.parsed_template
         # With single rows pooled, as many of every text, the last layer needs only these.
         self.pools_single_rows = all(template.entries[i].format is None for i in template.pooled)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -141,7 +142,7 @@ class Causal2VecConfig:
     default_prompt_name: str | None = None
 
     def __post_init__(self) -> None:
-        template = Template(self.template, self.pooling)
+        template = self.parsed_template
         _check_choice("attention", self.attention, AttentionMode)
         _check_bool("normalize", self.normalize)
         _check_positive("max_length", self.max_length)
@@ -170,9 +171,14 @@ class Causal2VecConfig:
                 f"expected one of the prompts: {', '.join(self.prompts) or 'there are none'}"
             )
 
+    @cached_property
+    def parsed_template(self) -> Template:
+        """Template and pooling, parsed once."""
+        return Template(self.template, self.pooling)
+
     def _reads(self, field_name: str) -> bool:
         """Whether the decoder or the encoder reads ``prompt`` or ``text``."""
-        formats = Template(self.template, self.pooling).formats
+        formats = self.parsed_template.formats
         if self.encoder is not None:
             formats = [*formats, parse_format(self.encoder.text)]
         return any(field_name in text_format.fields for text_format in formats)

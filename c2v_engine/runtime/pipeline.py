@@ -13,7 +13,6 @@ import torch
 from c2v_engine.errors import BackendError, TextError
 from c2v_engine.model.causal2vec import PackedCausal2Vec
 from c2v_engine.model.pooling import OutputFormat
-from c2v_engine.model.template import Template
 from c2v_engine.runtime.packing import PackingRules, pack, split_by_tokens
 from c2v_engine.runtime.tokenization import CheckpointTokenizer, TokenizedText
 
@@ -69,7 +68,7 @@ class EmbeddingPipeline:
         self._tokenizer = tokenizer
         self._device = device
         config = model.config
-        template = Template(config.template, config.pooling)
+        template = config.parsed_template
         pooling = config.encoder.pooling if config.encoder is not None else "mean"
         self._rules = PackingRules.from_template(template, pooling)
         self._threads = max(1, min(4, (os.cpu_count() or 1) // 2))

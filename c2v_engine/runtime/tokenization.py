@@ -236,7 +236,7 @@ class CheckpointTokenizer:
         decoder_config: Any,
         encoder_vocab_size: int | None,
     ) -> None:
-        template = Template(config.template, config.pooling)
+        template = config.parsed_template
         folder = directory / config.decoder.path
         fast = load_fast_tokenizer(folder)
         vocab_size = decoder_config.vocab_size
