@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from c2v_engine.errors import InputError
 from c2v_engine.kernels._extension import load_extension
+from c2v_engine.kernels._triton import triton_serves, triton_status, use_device
 
-__all__ = ["check_like", "check_rows", "complete_op", "refuse"]
+__all__ = ["TRITON_FORMS", "check_like", "check_rows", "complete_op", "refuse"]
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -64,18 +66,48 @@ def check_like(name: str, given: Tensor, shape: tuple[int, ...], main: Tensor) -
 
 
 def complete_op(
-    name: str, schema: str, pytorch_form: Callable[..., Any], fake: Callable[..., Any]
+    name: str,
+    schema: str,
+    pytorch_form: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    triton_form: Callable[..., Any] | None = None,
+    compiled: bool = True,
 ) -> None:
-    """Completes ``c2v::name``: the PyTorch form wherever no compiled kernel is, and a fake kernel.
+    """Completes ``c2v::name``: a form for every device, and a fake kernel.
 
     Args:
         name: of the op.
-        schema: its arguments and results; the extension, where it is there, has defined the same.
-        pytorch_form: the op in PyTorch, taking what the schema says.
+        schema: its arguments and results; the extension, where it has the op, has defined the same.
+        pytorch_form: the op in PyTorch, taking what the schema says; it serves wherever no kernel
+            does.
         fake: the same for tensors without values.
+        triton_form: the same by a Triton kernel, for CUDA.
+        compiled: whether the extension has a kernel for this op, on the CPU at least.
     """
     qualified = f"c2v::{name}"
-    if not load_extension().available:
+    if not (compiled and load_extension().available):
         torch.library.define(qualified, schema)
     torch.library.impl(qualified, "default", pytorch_form)
     torch.library.register_fake(qualified, fake)
+    if triton_form is not None and triton_status().available:
+        _triton_forms[name] = triton_form
+        torch.library.impl(qualified, "cuda", _cuda_form(pytorch_form, triton_form))
+
+
+_triton_forms: dict[str, Callable[..., Any]] = {}
+TRITON_FORMS: Mapping[str, Callable[..., Any]] = MappingProxyType(_triton_forms)
+"""The Triton form of every op that has one, by its name, taking what its schema says."""
+
+
+def _cuda_form(
+    pytorch_form: Callable[..., Any], triton_form: Callable[..., Any]
+) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        main = next(argument for argument in arguments if isinstance(argument, Tensor))
+        if not triton_serves(main.device):
+            return pytorch_form(*arguments)
+        with use_device(main):
+            return triton_form(*arguments)
+
+    return run

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pooling_cases import DEVICES
+from interpreter import forms
 from row_cases import (
     DTYPES,
     FLOAT32_RTOL,
@@ -19,7 +19,7 @@ from c2v_engine.errors import InputError
 from c2v_engine.kernels.add_rms_norm import add_rms_norm, add_rms_norm_reference
 
 EPS = 1e-6
-OPS = [add_rms_norm, add_rms_norm_reference]
+FORMS = forms(add_rms_norm, add_rms_norm_reference)
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -36,12 +36,11 @@ def float64_norm(residual, weight):
     return weight.double() * wide / (wide.square().mean(dim=-1, keepdim=True) + EPS).sqrt()
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FORMS)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_float32_agrees_with_float64(width, rows, op, device):
-    residual, x, weight = make_case(rows, width, torch.float32, device)
+def test_float32_agrees_with_float64(width, rows, op):
+    residual, x, weight = make_case(rows, width, torch.float32, op.device)
     total = residual + x
     normed = op(residual, x, weight, eps=EPS)
     assert torch.equal(residual, total)
@@ -71,10 +70,10 @@ def test_the_reference_is_the_norm_of_transformers(dtype):
     assert torch.equal(add_rms_norm_reference(residual, x, weight, eps=EPS), expected)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_only_the_residual_is_changed_and_in_its_own_memory(dtype, op):
-    residual, x, weight = make_case(5, 123, dtype)
+    residual, x, weight = make_case(5, 123, dtype, op.device)
     total, same_x, same_weight = residual + x, x.clone(), weight.clone()
     pointer = residual.data_ptr()
     normed = op(residual, x, weight, eps=EPS)
@@ -86,20 +85,20 @@ def test_only_the_residual_is_changed_and_in_its_own_memory(dtype, op):
     assert normed.dtype == dtype
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_without_x_the_residual_is_normalised_and_kept(dtype, op):
-    residual, _, weight = make_case(5, 123, dtype)
+    residual, _, weight = make_case(5, 123, dtype, op.device)
     same, zeros = residual.clone(), torch.zeros_like(residual)
     normed = op(residual, None, weight, eps=EPS)
     assert torch.equal(residual, same)
     assert torch.equal(normed, op(same, zeros, weight, eps=EPS))
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_may_be_strided(dtype, op):
-    residual, x, weight = make_case(5, 123, dtype)
+    residual, x, weight = make_case(5, 123, dtype, op.device)
     wide_residual, buffer = with_row_stride(residual)
     wide_x, _ = with_row_stride(x)
     normed = op(wide_residual, wide_x, torch.stack([weight, weight], dim=1)[:, 0], eps=EPS)
@@ -126,11 +125,11 @@ def test_a_row_alone_gives_the_same_bits_as_among_others(dtype):
     assert torch.equal(add_rms_norm(residual, x, weight, eps=EPS)[77:78], alone)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("column", [0, 64, 122])
 def test_a_nan_makes_its_own_row_nan_and_no_other(column, dtype, op):
-    residual, x, weight = make_case(5, 123, dtype)
+    residual, x, weight = make_case(5, 123, dtype, op.device)
     x[2, column] = torch.nan
     normed = op(residual, x, weight, eps=EPS)
     assert normed.isnan().all(dim=1).tolist() == [False, False, True, False, False]
@@ -138,10 +137,10 @@ def test_a_nan_makes_its_own_row_nan_and_no_other(column, dtype, op):
     assert residual.isnan().sum() == 1
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_infinity_does_not_become_finite(dtype, op):
-    residual, x, weight = make_case(5, 123, dtype)
+    residual, x, weight = make_case(5, 123, dtype, op.device)
     x[2, 7] = -torch.inf
     normed = op(residual, x, weight, eps=EPS)
     assert normed[2, 7].isnan()
@@ -166,7 +165,7 @@ def test_opcheck_passes(dtype, with_x):
     assert set(results.values()) == {"SUCCESS"}
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FORMS)
 @pytest.mark.parametrize(
     ("change", "message"),
     [

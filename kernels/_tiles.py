@@ -1,0 +1,68 @@
+"""How the row-wise Triton kernels are launched: one tile of whole rows for every program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from c2v_engine.kernels._triton import FP_FUSION, cdiv, next_power_of_2
+
+__all__ = ["MAX_TILE_COLUMNS", "RowTile", "row_tile"]
+
+MAX_TILE_COLUMNS = 32768
+"""The widest row that a program keeps in registers: 32 values of each of 1,024 threads.
+
+Twice as many would not fit into the 64 registers that each of so many threads has. A wider row is
+left to the PyTorch form.
+"""
+
+# Two 16-byte loads of a 16-bit dtype, four of float32: enough in flight to hide the latency of the
+# memory, with few registers.
+_ELEMENTS_PER_THREAD = 16
+_MIN_WARPS = 4
+_MAX_WARPS = 32
+_WARP = 32
+
+
+@dataclass(frozen=True)
+class RowTile:
+    """What one program of a row-wise kernel works on.
+
+    Attributes:
+        rows: of a tile, a power of two.
+        columns: of a tile, the row's width rounded up to a power of two.
+        num_warps: warps of a program.
+    """
+
+    rows: int
+    columns: int
+    num_warps: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of the launch: the tile's constants and the compiler's options."""
+        return {
+            "ROWS": self.rows,
+            "COLUMNS": self.columns,
+            "num_warps": self.num_warps,
+            "enable_fp_fusion": FP_FUSION,
+        }
+
+    def grid(self, tokens: int) -> tuple[int]:
+        """Programs for so many rows."""
+        return (cdiv(tokens, self.rows),)
+
+
+def row_tile(width: int) -> RowTile:
+    """The tile for rows of a width; the number of rows in a batch never changes it.
+
+    A row is read once and kept in registers, so that the reduction and the result need no second
+    pass. Narrow rows share a program: fewer than four warps leave a multiprocessor's slots for
+    blocks full before its threads are. The sum of a row is formed in an order that this tile alone
+    decides, so a row's result does not depend on the batch.
+    """
+    columns = next_power_of_2(width)
+    assert columns <= MAX_TILE_COLUMNS
+    rows = max(1, _MIN_WARPS * _WARP * _ELEMENTS_PER_THREAD // columns)
+    warps = rows * columns // (_WARP * _ELEMENTS_PER_THREAD)
+    return RowTile(rows, columns, min(max(warps, _MIN_WARPS), _MAX_WARPS))
