@@ -151,6 +151,7 @@ setup(
     package_data={
         "c2v_engine": [
             "py.typed",
+            "model/attention/*.json",
             "default_model/**/*.json",
             "default_model/**/*.safetensors",
             "default_model/**/*.txt",

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from c2v_engine._version import __version__
+from c2v_engine.kernels._triton import triton_serves, triton_status
 from c2v_engine.kernels.dual_token_pool import extension_status
 from c2v_engine.model.attention.select import BACKENDS, select_attention
 from c2v_engine.model.device import cpu_has_bfloat16, resolve_device, resolve_dtype
@@ -38,7 +39,7 @@ class Finding(NamedTuple):
 
 def report() -> list[Finding]:
     """Look at the machine; takes no model."""
-    return [*_machine(), *_extension(), *_attention(), *_choices()]
+    return [*_machine(), *_extension(), *_triton(), *_attention(), *_choices()]
 
 
 def _machine() -> list[Finding]:
@@ -82,6 +83,20 @@ def _extension() -> list[Finding]:
     if status.available:
         findings.append(Finding("extension", "CUDA kernels", "yes" if status.cuda else "no"))
     return findings
+
+
+def _triton() -> list[Finding]:
+    status = triton_status()
+    if not status.available:
+        return [Finding("triton", "kernels", "not usable", status.reason)]
+    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    if not devices:
+        return [Finding("triton", "kernels", "no GPU", status.reason)]
+    unfit = "not usable: compute capability below 8.0, the PyTorch form of each op serves"
+    return [
+        Finding("triton", f"on {device}", "used" if triton_serves(device) else unfit, status.reason)
+        for device in devices
+    ]
 
 
 def _attention() -> list[Finding]:

@@ -13,7 +13,7 @@ from c2v_engine.errors import InputError
 from c2v_engine.kernels._extension import load_extension
 from c2v_engine.kernels._triton import triton_serves, triton_status, use_device
 
-__all__ = ["TRITON_FORMS", "check_like", "check_rows", "complete_op", "refuse"]
+__all__ = ["TRITON_FORMS", "can_validate", "check_like", "check_rows", "complete_op", "refuse"]
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -63,6 +63,11 @@ def check_like(name: str, given: Tensor, shape: tuple[int, ...], main: Tensor) -
     if given.shape != shape or given.dtype != main.dtype or given.device != main.device:
         dtype = str(main.dtype).removeprefix("torch.")
         refuse(name, given, f"{list(shape)} {dtype} on {main.device}")
+
+
+def can_validate(*tensors: Tensor) -> bool:
+    """Whether values can be read: not while torch traces, and not of tensors without values."""
+    return not (torch.compiler.is_compiling() or any(tensor.is_meta for tensor in tensors))
 
 
 def complete_op(

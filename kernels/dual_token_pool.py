@@ -33,7 +33,7 @@ from torch import Tensor
 
 from c2v_engine.errors import InputError
 from c2v_engine.kernels._extension import ExtensionStatus, load_extension
-from c2v_engine.kernels._ops import complete_op, refuse
+from c2v_engine.kernels._ops import can_validate, complete_op, refuse
 
 __all__ = [
     "ExtensionStatus",
@@ -115,13 +115,14 @@ def dual_token_pool(
     normalize: bool = True,
     precision: Precision = "float32",
     ranges: Tensor | None = None,
+    validate: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Pools the packed hidden states of a batch into its embeddings.
 
-    All tensors are on one device. Nothing waits for the device: what is wrong in the *values* of
-    ``rows`` and ``offsets`` is an error on the CPU only. The compiled CUDA kernel reads nothing out
-    of range and gives that text, or one with an empty segment, a norm that is not finite; the
-    PyTorch form on CUDA fails at a row out of range as indexing does.
+    All tensors are on one device. Checking the *values* of ``rows`` and ``offsets`` waits for the
+    device; without it nothing does. Then, on CUDA, the compiled kernel reads nothing out of range
+    and gives that text, or one with an empty segment, a norm that is not finite, and the PyTorch
+    form fails at a row out of range as indexing does.
 
     Args:
         hidden_states: ``[tokens, hidden]`` float32, float16 or bfloat16, before the final norm.
@@ -136,6 +137,7 @@ def dual_token_pool(
         precision: of the output.
         ranges: ``[2, segments * keep]`` float32, the smallest and the largest value of each
             dimension; needed by int8 and uint8, and read by them alone.
+        validate: whether to check the values of ``rows`` and ``offsets``; not while torch traces.
 
     Returns:
         ``embeddings``, ``[batch, segments * keep]`` in the precision's dtype, or
@@ -144,11 +146,14 @@ def dual_token_pool(
         text has NaN or infinite hidden states.
 
     Raises:
-        InputError: a shape, dtype, device or option is not as described.
-        RuntimeError: on the CPU, a row or an offset is out of range, or a segment is empty.
+        InputError: a shape, dtype, device or option is not as described; or, where checked, a row
+            or an offset is out of range, or a segment is empty.
+        RuntimeError: the same without the check, on the CPU.
     """
     code = _precision_code(precision)
     _check(hidden_states, rows, offsets, norm_weight, segments, keep, code, ranges)
+    if validate and can_validate(rows, offsets):
+        _check_values(hidden_states, rows, offsets)
     embeddings, norms = torch.ops.c2v.dual_token_pool(
         hidden_states, rows, offsets, norm_weight, eps, segments, keep, normalize, int(code), ranges
     )
@@ -167,6 +172,7 @@ def dual_token_pool_reference(
     normalize: bool = True,
     precision: Precision = "float32",
     ranges: Tensor | None = None,
+    validate: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The same in plain PyTorch, on any device: the op's one reference.
 
@@ -174,6 +180,8 @@ def dual_token_pool_reference(
     """
     code = _precision_code(precision)
     _check(hidden_states, rows, offsets, norm_weight, segments, keep, code, ranges)
+    if validate and can_validate(rows, offsets):
+        _check_values(hidden_states, rows, offsets)
     return _pytorch_form(
         hidden_states, rows, offsets, norm_weight, eps, segments, keep, normalize, code, ranges
     )
@@ -192,7 +200,10 @@ def _pytorch_form(
     ranges: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     if offsets.device.type == "cpu":
-        _check_values(hidden_states, rows, offsets)
+        try:
+            _check_values(hidden_states, rows, offsets)
+        except InputError as error:  # as the compiled op says it
+            raise RuntimeError(f"dual_token_pool: {error}") from None
     x = hidden_states[rows.long()].float()
     mean_square = x.square().mean(dim=-1, keepdim=True)
     inverse = torch.rsqrt(mean_square + eps).masked_fill(~mean_square.isfinite(), torch.nan)
@@ -294,17 +305,15 @@ def _check(
 
 
 def _check_values(hidden_states: Tensor, rows: Tensor, offsets: Tensor) -> None:
-    """Our own mistakes, found where reading the tensors costs no wait."""
+    """Raises where a value is out of range; waits for the device."""
     lengths = offsets.diff()
     if int(offsets[0]) != 0 or int(offsets[-1]) != len(rows) or bool((lengths < 0).any()):
-        raise RuntimeError(
-            f"dual_token_pool: offsets must rise from 0 to the number of rows, {len(rows)}"
-        )
+        raise InputError(f"offsets must rise from 0 to the number of rows, {len(rows)}")
     if bool((lengths == 0).any()):
-        raise RuntimeError("dual_token_pool: a segment is empty")
+        raise InputError("offsets name an empty segment; each must have at least one row")
     if bool(((rows < 0) | (rows >= len(hidden_states))).any()):
-        raise RuntimeError(
-            f"dual_token_pool: a row is out of range; hidden_states has {len(hidden_states)} rows"
+        raise InputError(
+            f"rows names a row out of range; hidden_states has {len(hidden_states)} rows"
         )
 
 

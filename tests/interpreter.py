@@ -5,6 +5,7 @@ Where a GPU is, the kernels are compiled and run there, and nothing of this is n
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -66,16 +67,28 @@ FLOAT32 = _Float32()
 
 @contextmanager
 def triton_on_cpu():
-    """Has every op that has a Triton form run it on CPU tensors, in the interpreter."""
+    """Has every op that has a Triton form run it on CPU tensors, in the interpreter.
+
+    Yields a counter of the calls of each, by the op's name.
+    """
     from c2v_engine.kernels import _ops
+
+    calls = Counter()
+
+    def counted(name, form):
+        def run(*arguments):
+            calls[name] += 1
+            return form(*arguments)
+
+        return run
 
     library = torch.library.Library("c2v", "IMPL")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Warning only once for all operators")
             for name, form in _ops.TRITON_FORMS.items():
-                library.impl(name, form, "CPU", allow_override=True)
-        yield
+                library.impl(name, counted(name, form), "CPU", allow_override=True)
+        yield calls
     finally:
         library._destroy()
 
@@ -106,3 +119,17 @@ def forms(op, reference):
     if find_spec("triton") is not None:
         found.append(triton_form(op))
     return [pytest.param(form, id=form.name) for form in found]
+
+
+@contextmanager
+def poisoned_memory():
+    """Has torch fill new memory with NaN (the largest value of integers), so that a gap shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = filled

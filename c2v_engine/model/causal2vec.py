@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812  (its customary name)
 
+from c2v_engine.kernels.segment_pool import segment_pool
 from c2v_engine.model.attention.base import AttentionBackend
 from c2v_engine.model.config import Causal2VecConfig
 from c2v_engine.model.decoder import Decoder
 from c2v_engine.model.encoder import Encoder
 from c2v_engine.model.packed_batch import PackedBatch
-from c2v_engine.model.pooling import OutputFormat, add_encoder_states, pool_decoder
+from c2v_engine.model.pooling import OutputFormat, pool_decoder
 from c2v_engine.model.projector import Projector
 from c2v_engine.model.rounding import rounded_pooled
 
@@ -78,13 +79,9 @@ class PackedCausal2Vec:
             Embeddings ``[texts, segments * keep]`` (or packed bits), and float32 norms ``[texts]``,
             which are not finite where a text's embedding is not.
         """
-        hidden_states = self.decoder.embed(batch.decoder.token_ids)
-        if self.context is not None:
-            tokens = self._contextual_tokens(self.context, batch)
-            rows = tokens.index_select(0, batch.context_texts)
-            hidden_states.index_copy_(0, batch.context_rows.long(), rows)
+        contextual = None if self.context is None else _contextual_tokens(self.context, batch)
         hidden_states = self.decoder.forward(
-            hidden_states,
+            self.decoder.embed(batch.decoder.token_ids, contextual),
             batch.decoder,
             causal=self.config.attention == "causal",
             attention=self.attention,
@@ -100,15 +97,22 @@ class PackedCausal2Vec:
             output,
         )
 
-    def _contextual_tokens(self, context: ContextModel, batch: PackedBatch) -> torch.Tensor:
-        """``[texts, d]``, and on a CPU some rows more (see ``rounding``)."""
-        width = context.encoder.shape.hidden_size
-        device = batch.buffer.device
-        sums = torch.zeros(batch.num_texts, width, dtype=torch.float32, device=device)
-        for part in batch.encoder:
-            states = context.encoder.forward(part.sequences, context.attention)
-            add_encoder_states(sums, states, part.rows, part.row_texts)
-        pooled = sums / batch.encoder_counts.unsqueeze(1)
-        if device.type == "cpu":
-            pooled = F.pad(pooled, (0, 0, 0, rounded_pooled(len(pooled)) - len(pooled)))
-        return context.projector.forward(pooled.to(self.decoder.norm.dtype))
+
+def _contextual_tokens(context: ContextModel, batch: PackedBatch) -> torch.Tensor:
+    """``[texts, d]``, and on a CPU some rows more (see ``rounding``)."""
+    pooled: torch.Tensor | None = None
+    for part in batch.encoder:
+        states = context.encoder.forward(part.sequences, context.attention)
+        last = part is batch.encoder[-1]
+        pooled = segment_pool(
+            states,
+            part.offsets,
+            rows=part.rows,
+            partial=pooled,
+            counts=batch.encoder_counts if last else None,
+            validate=False,  # the packing made the offsets; reading them would wait for the device
+        )
+    assert pooled is not None
+    if pooled.device.type == "cpu":
+        pooled = F.pad(pooled, (0, 0, 0, rounded_pooled(len(pooled)) - len(pooled)))
+    return context.projector.forward(pooled)

@@ -11,9 +11,11 @@ import torch.nn.functional as F  # noqa: N812  (its customary name)
 
 from c2v_engine.errors import CheckpointError, UnsupportedError
 from c2v_engine.kernels.add_rms_norm import add_rms_norm
+from c2v_engine.kernels.bias_act import bias_act_
+from c2v_engine.kernels.prefix_concat import prefix_concat
 from c2v_engine.kernels.qk_norm_rope import qk_norm_rope_
 from c2v_engine.kernels.silu_and_mul import silu_and_mul
-from c2v_engine.model.activations import Activation, get_activation, silu_
+from c2v_engine.model.activations import get_activation
 from c2v_engine.model.attention.base import AttentionBackend, AttentionMask
 from c2v_engine.model.lora import LoraAdapter
 from c2v_engine.model.packed_batch import PackedSequences
@@ -52,7 +54,7 @@ class DecoderShape:
     num_key_value_heads: int
     head_dim: int
     rms_norm_eps: float
-    activation: Activation
+    activation: str
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
@@ -236,9 +238,17 @@ class Decoder:
         weights = [w for layer in self.layers for w in vars(layer).values() if w is not None]
         return int(sum(w.numel() for w in weights)) + self.norm.numel()
 
-    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Token embeddings ``[tokens, d]`` of int32 ids ``[tokens]``."""
-        return F.embedding(token_ids, self.embed_tokens)
+    def embed(self, token_ids: torch.Tensor, contextual: torch.Tensor | None) -> torch.Tensor:
+        """The input rows: token embeddings, and contextual tokens in their places.
+
+        Args:
+            token_ids: int32 ``[tokens]``; ``-1 - t`` stands for the contextual token of text t.
+            contextual: ``[texts, d]``, or None where no id is negative.
+
+        Returns:
+            ``[tokens, d]``.
+        """
+        return prefix_concat(token_ids, self.embed_tokens, contextual)
 
     def forward(
         self,
@@ -356,11 +366,12 @@ class Decoder:
 
     def _mlp(self, layer: DecoderLayer, normed: torch.Tensor) -> torch.Tensor:
         gate_up = F.linear(normed, layer.gate_up, layer.gate_up_bias)
-        if self.shape.activation is silu_:
+        if self.shape.activation == "silu":
             product = silu_and_mul(gate_up)
         else:
             gate, up = gate_up.chunk(2, dim=1)
-            product = self.shape.activation(gate).mul_(up)
+            bias_act_(gate, None, activation=self.shape.activation)
+            product = gate.mul_(up)
         return F.linear(product, layer.down, layer.down_bias)
 
 

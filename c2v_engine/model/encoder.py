@@ -11,7 +11,9 @@ import torch.nn.functional as F  # noqa: N812  (its customary name)
 
 from c2v_engine.errors import CheckpointError, UnsupportedError
 from c2v_engine.kernels.add_layer_norm import add_layer_norm
-from c2v_engine.model.activations import Activation, get_activation
+from c2v_engine.kernels.bias_act import bias_act_
+from c2v_engine.kernels.embed_layer_norm import embed_layer_norm
+from c2v_engine.model.activations import get_activation
 from c2v_engine.model.attention.base import AttentionBackend, AttentionMask
 from c2v_engine.model.packed_batch import PackedSequences
 from c2v_engine.model.weights import WeightFolder
@@ -45,7 +47,7 @@ class EncoderShape:
     num_attention_heads: int
     num_layers: int
     layer_norm_eps: float
-    activation: Activation
+    activation: str
     num_positions: int
     position_offset: int
     num_token_types: int
@@ -191,9 +193,16 @@ class Encoder:
 
     def forward(self, sequences: PackedSequences, attention: AttentionBackend) -> torch.Tensor:
         """Token states ``[tokens, k]`` of packed sequences."""
-        # In this order the stock module adds and rounds.
-        hidden = F.embedding(sequences.token_ids, self.word_embeddings) + self._token_type
-        hidden = self._norm(hidden, F.embedding(sequences.position_ids, self.position_embeddings))
+        hidden = embed_layer_norm(
+            sequences.token_ids,
+            sequences.position_ids,
+            self.word_embeddings,
+            self.position_embeddings,
+            self._token_type,
+            self._norm.weight,
+            self._norm.bias,
+            eps=self._norm.eps,
+        )
         plan = attention.plan(sequences, AttentionMask(causal=False))
         head_dim = self.shape.head_dim
         for layer in self.layers:
@@ -202,7 +211,8 @@ class Encoder:
             )
             attended = attention.attend(query, key, value, plan, head_dim**-0.5).flatten(1)
             hidden = layer.attention_norm(layer.attention_output(attended), hidden)
-            wide = self.shape.activation(layer.intermediate(hidden))
+            wide = layer.intermediate(hidden)
+            bias_act_(wide, None, activation=self.shape.activation)
             hidden = layer.output_norm(layer.output(wide), hidden)
         return hidden
 

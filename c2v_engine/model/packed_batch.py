@@ -13,7 +13,8 @@ class PackedSequences:
     """Token sequences end to end.
 
     Attributes:
-        token_ids: int32 ``[tokens]``.
+        token_ids: int32 ``[tokens]``; in the decoder's, ``-1 - t`` stands for the contextual token
+            of text t.
         position_ids: int32 ``[tokens]``, each sequence counting from 0.
         cu_seqlens: int32 ``[sequences + 1]``: where each begins, on the device.
         lengths: int ``[sequences]`` on the host, so that nothing asks the device.
@@ -55,12 +56,12 @@ class EncoderInput:
     Attributes:
         sequences: the packed windows.
         rows: int32 ``[rows]``: the token states that are averaged; None for all of them.
-        row_texts: int32 ``[rows]``: the text in the batch that each of them belongs to.
+        offsets: int32 ``[texts + 1]``: where each text's rows begin; it may have none in this pass.
     """
 
     sequences: PackedSequences
     rows: torch.Tensor | None
-    row_texts: torch.Tensor
+    offsets: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,10 @@ class PackedBatch:
 
     Attributes:
         buffer: int32, everything that travels to the device, in one copy.
-        decoder: the decoder's sequences; contextual rows hold token id 0.
+        decoder: the decoder's sequences.
         encoder: passes of the encoder, none for templates without ``<context>``. More than one
             only where texts are read in so many windows that they exceed the token budget.
         encoder_counts: int32 ``[texts]``: how many encoder states each text averages.
-        context_rows: int32 ``[texts * contexts]``: decoder rows that the contextual tokens take.
-        context_texts: int32, as long: the text each of these rows summarises.
         pooled_rows: int32 ``[pooled]``: decoder rows that the embedding reads, in its order.
         pooled_offsets: int32 ``[texts * segments + 1]``: where each segment's rows begin.
     """
@@ -83,8 +82,6 @@ class PackedBatch:
     decoder: PackedSequences
     encoder: tuple[EncoderInput, ...]
     encoder_counts: torch.Tensor
-    context_rows: torch.Tensor
-    context_texts: torch.Tensor
     pooled_rows: torch.Tensor
     pooled_offsets: torch.Tensor
 

@@ -1,4 +1,4 @@
-"""The two poolings: encoder states into one per text, decoder rows into the embedding."""
+"""The pooling of decoder rows into the embedding, and what an embedding looks like."""
 
 from __future__ import annotations
 
@@ -26,22 +26,6 @@ class OutputFormat:
     normalize: bool = True
     precision: Precision = "float32"
     ranges: torch.Tensor | None = None
-
-
-def add_encoder_states(
-    sums: torch.Tensor, states: torch.Tensor, rows: torch.Tensor | None, row_texts: torch.Tensor
-) -> None:
-    """Add chosen encoder states to their texts' sums, in float32.
-
-    Args:
-        sums: float32 ``[texts, k]``, added to in place.
-        states: ``[tokens, k]``.
-        rows: int32 ``[rows]`` of states, or None for all.
-        row_texts: int32 ``[rows]``.
-    """
-    # Fillers stand at the end and belong to no text.
-    chosen = states[: len(row_texts)] if rows is None else states.index_select(0, rows)
-    sums.index_add_(0, row_texts, chosen.float())
 
 
 def pool_decoder(
@@ -82,4 +66,5 @@ def pool_decoder(
         normalize=output.normalize,
         precision=output.precision,
         ranges=output.ranges,
+        validate=False,  # the packing made rows and offsets; reading them would wait for the device
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F  # noqa: N812  (its customary name)
 
+from c2v_engine.kernels.bias_act import bias_act_
 from c2v_engine.model.activations import get_activation
 from c2v_engine.model.config import ProjectorConfig
 from c2v_engine.model.weights import WeightFolder
@@ -59,7 +60,8 @@ class Projector:
         """Contextual tokens ``[texts, d]`` of pooled encoder states ``[texts, k]``."""
         w = self._weights
         hidden = F.linear(pooled, w["linear_1.weight"], w.get("linear_1.bias"))
-        return F.linear(self._activation(hidden), w["linear_2.weight"], w.get("linear_2.bias"))
+        bias_act_(hidden, None, activation=self._activation)
+        return F.linear(hidden, w["linear_2.weight"], w.get("linear_2.bias"))
 
 
 def projector_shapes(

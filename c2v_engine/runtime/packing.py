@@ -120,7 +120,7 @@ def _filler_lengths(lengths: list[int]) -> list[int]:
     return [longest] * whole + [rest] * (rest > 0)
 
 
-def _add_sequences(buffer: _Buffer, sequences: Sequence[np.ndarray], round_up: bool) -> _Sequences:
+def _add_sequences(buffer: _Buffer, sequences: list[np.ndarray], round_up: bool) -> _Sequences:
     real = [len(sequence) for sequence in sequences]
     fillers = _filler_lengths(real) if round_up else []
     sequences = [*sequences, *(np.zeros(length, dtype=np.int32) for length in fillers)]
@@ -149,15 +149,9 @@ def pack(
     """
     buffer = _Buffer()
     round_up = device.type == "cpu"
-    decoder = _add_sequences(buffer, [text.token_ids for text in texts], round_up)
+    sequences = [_marked(text, number, rules) for number, text in enumerate(texts)]
+    decoder = _add_sequences(buffer, sequences, round_up)
     starts = (np.cumsum(decoder.lengths) - decoder.lengths)[: len(texts)]
-    numbers = np.arange(len(texts))
-
-    context_rows = [
-        start + text.bounds[entry]
-        for start, text in zip(starts, texts, strict=True)
-        for entry in rules.context_entries
-    ]
     ranges = [
         (start + first, start + end)
         for start, text in zip(starts, texts, strict=True)
@@ -168,15 +162,7 @@ def pack(
     offsets = np.concatenate(([0], np.cumsum(sizes)))
     pooled_rows = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], sizes)
 
-    slices = [
-        buffer.add(values)
-        for values in (
-            np.array(context_rows, dtype=np.int64),
-            np.repeat(numbers, len(rules.context_entries)),
-            pooled_rows,
-            offsets,
-        )
-    ]
+    slices = [buffer.add(pooled_rows), buffer.add(offsets)]
     passes = _encoder_passes(buffer, texts, rules.encoder_pooling, batch_tokens, round_up)
     counts = [
         len(text.windows) if rules.encoder_pooling == "cls" else text.encoder_tokens
@@ -189,12 +175,20 @@ def pack(
         tensor,
         decoder.view(tensor),
         tuple(
-            EncoderInput(s.view(tensor), None if rows is None else tensor[rows], tensor[row_texts])
-            for s, rows, row_texts in passes
+            EncoderInput(s.view(tensor), None if rows is None else tensor[rows], tensor[offsets])
+            for s, rows, offsets in passes
         ),
         tensor[encoder_counts],
         *(tensor[part] for part in slices),
     )
+
+
+def _marked(text: TokenizedText, number: int, rules: PackingRules) -> np.ndarray:
+    """The decoder's ids of a text, with its own number in the batch where a context stands."""
+    token_ids: np.ndarray = text.token_ids.copy()
+    for entry in rules.context_entries:
+        token_ids[text.bounds[entry]] = -1 - number
+    return token_ids
 
 
 def _encoder_passes(
@@ -215,16 +209,17 @@ def _encoder_passes(
             if end > begin and tokens > batch_tokens:
                 break
             end += 1
-        numbers = np.array([number for number, _ in windows[begin:end]])
+        numbers = [number for number, _ in windows[begin:end]]
         chosen = [window for _, window in windows[begin:end]]
         sequences = _add_sequences(buffer, chosen, round_up)
         lengths = sequences.lengths[: len(chosen)]
         rows: slice | None = None
         if pooling == "cls":
             rows = buffer.add(np.cumsum(lengths) - lengths)
-            row_texts = buffer.add(numbers)
-        else:
-            row_texts = buffer.add(np.repeat(numbers, lengths))
-        passes.append((sequences, rows, row_texts))
+            lengths = np.ones_like(lengths)
+        counts = np.zeros(len(texts), dtype=np.int64)
+        np.add.at(counts, numbers, lengths)
+        offsets = buffer.add(np.concatenate(([0], np.cumsum(counts))))
+        passes.append((sequences, rows, offsets))
         begin = end
     return passes

@@ -22,7 +22,7 @@ class Case(NamedTuple):
     keep: int
     ranges: torch.Tensor
 
-    def run(self, op=dual_token_pool, normalize=True, precision="float32"):
+    def run(self, op=dual_token_pool, normalize=True, precision="float32", validate=True):
         return op(
             self.hidden_states,
             self.rows,
@@ -34,6 +34,7 @@ class Case(NamedTuple):
             normalize=normalize,
             precision=precision,
             ranges=self.ranges,
+            validate=validate,
         )
 
 

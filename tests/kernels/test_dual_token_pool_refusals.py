@@ -14,6 +14,12 @@ from c2v_engine.kernels.dual_token_pool import (
 INT = torch.int32
 
 
+# What the engine leaves out, the op itself says on the CPU.
+@pytest.fixture(params=[(True, InputError), (False, RuntimeError)], ids=["checked", "unchecked"])
+def checked(request):
+    return request.param
+
+
 @pytest.mark.parametrize("op", [dual_token_pool, dual_token_pool_reference])
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -49,21 +55,23 @@ def test_an_unknown_precision_is_refused_with_the_known_ones(op):
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("op", [dual_token_pool, dual_token_pool_reference])
 @pytest.mark.parametrize("row", [-1, 10_000])
-def test_a_row_out_of_range_is_an_error_on_the_cpu(op, row):
+def test_a_row_out_of_range_is_an_error(op, row, checked):
+    validate, error = checked
     case = make_case()
     case.rows[1] = row
-    with pytest.raises(RuntimeError, match=r"rows?.*hidden_states has"):
-        case.run(op)
+    with pytest.raises(error, match=r"rows?.*hidden_states has"):
+        case.run(op, validate=validate)
 
 
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("op", [dual_token_pool, dual_token_pool_reference])
 @pytest.mark.parametrize("position", [0, 3, 6])
-def test_offsets_that_do_not_rise_to_the_number_of_rows_are_an_error_on_the_cpu(op, position):
+def test_offsets_that_do_not_rise_to_the_number_of_rows_are_an_error(op, position, checked):
+    validate, error = checked
     case = make_case()
     case.offsets[position] = -5
-    with pytest.raises(RuntimeError, match="offsets"):
-        case.run(op)
+    with pytest.raises(error, match="offsets"):
+        case.run(op, validate=validate)
 
 
 @pytest.mark.usefixtures("compiled")
@@ -92,11 +100,20 @@ def test_the_compiled_op_itself_refuses_wrong_arguments(position, value, message
 
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("op", [dual_token_pool, dual_token_pool_reference])
-def test_an_empty_segment_is_an_error_on_the_cpu(op):
+def test_an_empty_segment_is_an_error(op, checked):
+    validate, error = checked
     case = make_case()
     case.offsets[3] = case.offsets[2]
-    with pytest.raises(RuntimeError, match="dual_token_pool: a segment is empty"):
-        case.run(op)
+    with pytest.raises(error, match=r"empty"):
+        case.run(op, validate=validate)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+def test_values_are_checked_on_cuda_as_well():
+    case = make_case(3, device="cuda")
+    case.offsets[3] = case.offsets[2]
+    with pytest.raises(InputError, match="offsets name an empty segment"):
+        case.run()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
@@ -105,7 +122,7 @@ def test_the_cuda_kernel_gives_an_empty_segment_a_norm_of_nan():
         pytest.skip("the extension was built without CUDA")
     case = make_case(3, device="cuda")
     case.offsets[3] = case.offsets[2]
-    _, norms = case.run()
+    _, norms = case.run(validate=False)
     assert norms.isfinite().tolist() == [True, False, True]
 
 
@@ -115,5 +132,5 @@ def test_the_cuda_kernel_gives_a_row_out_of_range_a_norm_of_nan():
         pytest.skip("the extension was built without CUDA")
     case = make_case(device="cuda")
     case.rows[0] = 1 << 30
-    _, norms = case.run()
+    _, norms = case.run(validate=False)
     assert norms.isfinite().tolist() == [False, True, True]

@@ -93,14 +93,13 @@ def test_the_encoders_tokens_count_as_well():
 
 
 def tensors_of(batch):
-    found = [batch.encoder_counts, batch.context_rows, batch.context_texts]
-    found += [batch.pooled_rows, batch.pooled_offsets]
+    found = [batch.encoder_counts, batch.pooled_rows, batch.pooled_offsets]
     sequences = [batch.decoder, *(part.sequences for part in batch.encoder)]
     for packed_sequences in sequences:
         found += [packed_sequences.token_ids, packed_sequences.position_ids]
         found.append(packed_sequences.cu_seqlens)
     for part in batch.encoder:
-        found += [part.row_texts, *([] if part.rows is None else [part.rows])]
+        found += [part.offsets, *([] if part.rows is None else [part.rows])]
     return found
 
 
@@ -110,7 +109,7 @@ def test_everything_travels_in_one_buffer(pooling, batch_tokens):
     _, batch = packed(pooling=pooling, batch_tokens=batch_tokens)
     storage = batch.buffer.untyped_storage().data_ptr()
     tensors = tensors_of(batch)
-    assert len(tensors) >= 12
+    assert len(tensors) >= 10
     for tensor in tensors:
         assert tensor.dtype == torch.int32
         assert tensor.untyped_storage().data_ptr() == storage
@@ -131,15 +130,21 @@ def test_sequences_stand_end_to_end_and_count_from_zero():
     assert bounds[0] == 0
     for number, text in enumerate(texts):
         rows = slice(bounds[number], bounds[number + 1])
-        assert decoder.token_ids[rows].tolist() == text.token_ids.tolist()
+        assert decoder.token_ids[rows].tolist() == [-1 - number, *text.token_ids.tolist()[1:]]
         assert decoder.position_ids[rows].tolist() == list(range(len(text.token_ids)))
+
+
+def context_marks(batch):
+    """The rows whose ids are negative, and the text that each of them names."""
+    token_ids = batch.decoder.token_ids
+    rows = (token_ids < 0).nonzero().flatten()
+    return rows.tolist(), (-1 - token_ids[rows]).tolist()
 
 
 def test_rows_of_context_and_pooling_point_at_their_texts():
     _, batch = packed()
     starts, ends = batch.decoder.cu_seqlens[:-1], batch.decoder.cu_seqlens[1:] - 1
-    assert batch.context_rows.tolist() == starts.tolist()
-    assert batch.context_texts.tolist() == list(range(len(LENGTHS)))
+    assert context_marks(batch) == (starts.tolist(), list(range(len(LENGTHS))))
     assert batch.pooled_rows.view(-1, 2).tolist() == torch.stack((starts, ends), 1).tolist()
     assert batch.pooled_offsets.tolist() == list(range(2 * len(LENGTHS) + 1))
 
@@ -150,7 +155,7 @@ def test_a_pooled_text_entry_gives_all_its_rows():
     assert batch.pooled_rows.tolist() == [1, 2, 3, 5]
     assert batch.pooled_offsets.tolist() == [0, 3, 4]
     assert batch.encoder == ()
-    assert batch.context_rows.numel() == 0
+    assert context_marks(batch) == ([], [])
 
 
 def test_an_entry_without_rows_is_replaced_by_the_whole_sequence():
@@ -165,8 +170,8 @@ def test_entries_are_pooled_in_the_order_of_the_embedding():
     window = (np.array([1, 2], dtype=np.int32),)
     text = TokenizedText(ids, (0, 1, 3, 4, 5), window)
     batch = pack([text, text], rules(TWO), 100, CPU)
-    assert batch.context_rows.tolist() == [0, 3, 5, 8]
-    assert batch.context_texts.tolist() == [0, 0, 1, 1]
+    assert context_marks(batch) == ([0, 3, 5, 8], [0, 0, 1, 1])
+    assert text.token_ids.tolist() == ids.tolist()  # the text is left as it was
     assert batch.pooled_rows.tolist() == [3, 1, 2, 8, 6, 7]
     assert batch.pooled_offsets.tolist() == [0, 1, 3, 4, 6]
 
@@ -188,7 +193,7 @@ def test_windows_are_cut_into_passes_that_keep_the_budget(windows, batch_tokens,
         assert len(sequences.lengths) == 1 or sequences.num_tokens <= batch_tokens
     found = [n for part in batch.encoder for n in part.sequences.lengths.tolist()]
     assert found == [n for lengths in windows for n in lengths]
-    row_texts = [n for part in batch.encoder for n in part.row_texts.tolist()]
+    pooled = np.sum([part.offsets.diff().tolist() for part in batch.encoder], axis=0).tolist()
     counts = batch.encoder_counts.tolist()
     if pooling == "cls":
         assert counts == [len(lengths) for lengths in windows]
@@ -197,7 +202,11 @@ def test_windows_are_cut_into_passes_that_keep_the_budget(windows, batch_tokens,
     else:
         assert counts == [sum(lengths) for lengths in windows]
         assert all(part.rows is None for part in batch.encoder)
-    assert row_texts == [number for number, count in enumerate(counts) for _ in range(count)]
+    assert pooled == counts
+    for part in batch.encoder:
+        rows = part.sequences.num_tokens if part.rows is None else len(part.rows)
+        assert part.offsets[0] == 0
+        assert part.offsets[-1] == rows
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])

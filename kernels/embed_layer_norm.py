@@ -1,0 +1,158 @@
+"""BERT's input in one pass: three embeddings added and normalised.
+
+With ``round`` for rounding to the tables' dtype, for every token with id ``i`` at position ``p``:
+
+1. ``x = round(word_embeddings[i] + token_type)``
+2. ``s = round(x + position_embeddings[p])``
+3. ``mean = mean(s)`` and ``inverse = 1 / sqrt(mean((s - mean)^2) + eps)``, in float32
+4. ``normed = round((s - mean) * inverse * weight + bias)``
+
+This is the rounding order of transformers' ``BertEmbeddings``. A NaN or an infinity in a row makes
+its whole ``normed`` row NaN.
+
+The op is ``torch.ops.c2v.embed_layer_norm``, for inference only: it has no gradient. Everywhere but
+on CUDA the PyTorch form below serves; its last step is ``torch.ops.c2v.add_layer_norm``.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (its customary name)
+from torch import Tensor
+
+from c2v_engine.kernels._ops import check_like, check_rows, complete_op, refuse
+from c2v_engine.kernels.add_layer_norm import add_layer_norm_reference
+
+__all__ = ["embed_layer_norm", "embed_layer_norm_reference"]
+
+
+def embed_layer_norm(
+    token_ids: Tensor,
+    position_ids: Tensor,
+    word_embeddings: Tensor,
+    position_embeddings: Tensor,
+    token_type: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+) -> Tensor:
+    """Gathers, adds and normalises the embeddings of packed tokens.
+
+    Nothing waits for the device: an id out of range is an error on the CPU, and makes a row of NaN
+    on CUDA.
+
+    Args:
+        token_ids: ``[tokens]`` int32, rows of ``word_embeddings``.
+        position_ids: ``[tokens]`` int32, rows of ``position_embeddings``.
+        word_embeddings: ``[vocab, k]`` float32, float16 or bfloat16.
+        position_embeddings: ``[positions, k]`` of the same dtype and device.
+        token_type: ``[k]``, likewise, the embedding of the type that every token has.
+        weight: ``[k]``, likewise, of the LayerNorm.
+        bias: ``[k]``, likewise.
+        eps: its epsilon.
+
+    Returns:
+        ``[tokens, k]``, the normalised rows, in new memory.
+
+    Raises:
+        InputError: a shape, dtype or device is not as described.
+        IndexError: on the CPU, an id is out of range.
+    """
+    _check(token_ids, position_ids, word_embeddings, position_embeddings, token_type, weight, bias)
+    normed: Tensor = torch.ops.c2v.embed_layer_norm(
+        token_ids, position_ids, word_embeddings, position_embeddings, token_type, weight, bias, eps
+    )
+    return normed
+
+
+def embed_layer_norm_reference(
+    token_ids: Tensor,
+    position_ids: Tensor,
+    word_embeddings: Tensor,
+    position_embeddings: Tensor,
+    token_type: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+) -> Tensor:
+    """The same in plain PyTorch, on any device: the op's one reference.
+
+    See ``embed_layer_norm`` for arguments, result and errors.
+    """
+    _check(token_ids, position_ids, word_embeddings, position_embeddings, token_type, weight, bias)
+    x = _gather(word_embeddings, token_ids) + token_type
+    positions = _gather(position_embeddings, position_ids)
+    return add_layer_norm_reference(x, positions, weight, bias, eps=eps)
+
+
+def _pytorch_form(
+    token_ids: Tensor,
+    position_ids: Tensor,
+    word_embeddings: Tensor,
+    position_embeddings: Tensor,
+    token_type: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> Tensor:
+    x = _gather(word_embeddings, token_ids).add_(token_type)
+    positions = _gather(position_embeddings, position_ids)
+    normed: Tensor = torch.ops.c2v.add_layer_norm(x, positions, weight, bias, eps)
+    return normed
+
+
+def _gather(table: Tensor, ids: Tensor) -> Tensor:
+    """Rows of a table; of an id out of range NaN on CUDA, where an error would have to wait."""
+    if ids.device.type != "cuda":
+        return F.embedding(ids, table)
+    outside = (ids < 0) | (ids >= len(table))
+    return F.embedding(ids.masked_fill(outside, 0), table).masked_fill_(outside[:, None], torch.nan)
+
+
+def _fake(
+    token_ids: Tensor,
+    position_ids: Tensor,
+    word_embeddings: Tensor,
+    position_embeddings: Tensor,
+    token_type: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> Tensor:
+    return word_embeddings.new_empty((token_ids.shape[0], word_embeddings.shape[1]))
+
+
+def _check(
+    token_ids: Tensor,
+    position_ids: Tensor,
+    word_embeddings: Tensor,
+    position_embeddings: Tensor,
+    token_type: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+) -> None:
+    check_rows("word_embeddings", word_embeddings)
+    width, device = word_embeddings.shape[1], word_embeddings.device
+    if token_ids.ndim != 1 or token_ids.dtype != torch.int32 or token_ids.device != device:
+        refuse("token_ids", token_ids, f"[tokens] int32 on {device}")
+    tokens = token_ids.shape[0]
+    wrong_type = position_ids.dtype != torch.int32 or position_ids.device != device
+    if position_ids.shape != (tokens,) or wrong_type:
+        refuse("position_ids", position_ids, f"[{tokens}] int32 on {device}")
+    check_rows("position_embeddings", position_embeddings)
+    shape = (position_embeddings.shape[0], width)
+    check_like("position_embeddings", position_embeddings, shape, word_embeddings)
+    for name, given in (("token_type", token_type), ("weight", weight), ("bias", bias)):
+        check_like(name, given, (width,), word_embeddings)
+
+
+complete_op(
+    "embed_layer_norm",
+    "(Tensor token_ids, Tensor position_ids, Tensor word_embeddings, Tensor position_embeddings, "
+    "Tensor token_type, Tensor weight, Tensor bias, float eps) -> Tensor",
+    _pytorch_form,
+    _fake,
+    compiled=False,
+)

@@ -1,0 +1,114 @@
+"""The decoder's packed input, contextual rows in their places, in one pass.
+
+Token ids say where every row of the buffer comes from:
+
+- ``id >= 0``: row ``id`` of the decoder's embedding table (BOS, EOS, prompt and text alike)
+- ``id < 0``: row ``-1 - id`` of the contextual tokens, so -1 is the first text's
+
+Sequences stand end to end, and a text's contextual row wherever its template has ``<context>``. Two
+texts in the paper's template, ``["<context>", "{prompt}{text}", "<eos>"]`` (arXiv 2507.23386)::
+
+    token_ids   -1  p  p  a  a  a  E | -2  p  p  b  b  E
+    row         c0  p  p  a  a  a  E | c1  p  p  b  b  E
+                <- first sequence -> | <-  second   ->
+
+and with the instruction first, ``["{prompt}", "<context>", "{text}", "<eos>"]``::
+
+    token_ids    p  p -1  a  a  a  E |  p  p -2  b  b  E
+    row          p  p c0  a  a  a  E |  p  p c1  b  b  E
+
+Rows are copied, so nothing is rounded. The op is ``torch.ops.c2v.prefix_concat``, for inference
+only: it has no gradient. Everywhere but on CUDA the PyTorch form below serves.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (its customary name)
+from torch import Tensor
+
+from c2v_engine.kernels._ops import check_like, check_rows, complete_op, refuse
+
+__all__ = ["prefix_concat", "prefix_concat_reference"]
+
+
+def prefix_concat(token_ids: Tensor, embed_tokens: Tensor, contextual: Tensor | None) -> Tensor:
+    """Gathers the decoder's packed input from the embedding table and the contextual tokens.
+
+    Nothing waits for the device: an id out of range is an error on the CPU, and makes a row of NaN
+    on CUDA.
+
+    Args:
+        token_ids: ``[tokens]`` int32; what is negative names a contextual row.
+        embed_tokens: ``[vocab, d]`` float32, float16 or bfloat16.
+        contextual: ``[contexts, d]`` of the same dtype and device, or None where no id is negative.
+
+    Returns:
+        ``[tokens, d]``, in new memory.
+
+    Raises:
+        InputError: a shape, dtype or device is not as described.
+        IndexError: on the CPU, an id is out of range.
+    """
+    _check(token_ids, embed_tokens, contextual)
+    rows: Tensor = torch.ops.c2v.prefix_concat(token_ids, embed_tokens, contextual)
+    return rows
+
+
+def prefix_concat_reference(
+    token_ids: Tensor, embed_tokens: Tensor, contextual: Tensor | None
+) -> Tensor:
+    """The same in plain PyTorch, on any device: the op's one reference.
+
+    See ``prefix_concat`` for arguments, result and errors.
+    """
+    _check(token_ids, embed_tokens, contextual)
+    return _pytorch_form(token_ids, embed_tokens, contextual)
+
+
+def _pytorch_form(token_ids: Tensor, embed_tokens: Tensor, contextual: Tensor | None) -> Tensor:
+    if token_ids.device.type == "cuda":
+        return _without_waiting(token_ids, embed_tokens, contextual)
+    if contextual is None:
+        return F.embedding(token_ids, embed_tokens)
+    rows = F.embedding(token_ids.clamp(min=0), embed_tokens)
+    places = (token_ids < 0).nonzero().squeeze(1)
+    return rows.index_copy_(0, places, F.embedding(-1 - token_ids[places], contextual))
+
+
+def _without_waiting(token_ids: Tensor, embed_tokens: Tensor, contextual: Tensor | None) -> Tensor:
+    """The same with NaN for what is out of range; no step needs a value on the host."""
+    negative = token_ids < 0
+    inside = ~negative & (token_ids < len(embed_tokens))
+    rows = F.embedding(token_ids.masked_fill(~inside, 0), embed_tokens)
+    if contextual is not None and len(contextual):
+        places = -1 - token_ids
+        in_context = negative & (places < len(contextual))
+        chosen = F.embedding(places.masked_fill(~in_context, 0), contextual)
+        rows = torch.where(negative[:, None], chosen, rows)
+        inside |= in_context
+    return rows.masked_fill_(~inside[:, None], torch.nan)
+
+
+def _fake(token_ids: Tensor, embed_tokens: Tensor, contextual: Tensor | None) -> Tensor:
+    return embed_tokens.new_empty((token_ids.shape[0], embed_tokens.shape[1]))
+
+
+def _check(token_ids: Tensor, embed_tokens: Tensor, contextual: Tensor | None) -> None:
+    check_rows("embed_tokens", embed_tokens)
+    device = embed_tokens.device
+    if token_ids.ndim != 1 or token_ids.dtype != torch.int32 or token_ids.device != device:
+        refuse("token_ids", token_ids, f"[tokens] int32 on {device}")
+    if contextual is not None:
+        check_rows("contextual", contextual)
+        shape = (contextual.shape[0], embed_tokens.shape[1])
+        check_like("contextual", contextual, shape, embed_tokens)
+
+
+complete_op(
+    "prefix_concat",
+    "(Tensor token_ids, Tensor embed_tokens, Tensor? contextual) -> Tensor",
+    _pytorch_form,
+    _fake,
+    compiled=False,
+)

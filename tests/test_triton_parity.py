@@ -1,0 +1,80 @@
+"""The whole engine on its Triton kernels, in Triton's interpreter, against the reference.
+
+Where a GPU is, it runs the kernels themselves: see ``gpu/test_cuda_parity.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import INSTRUCTION_FIRST, Recipe
+from interpreter import triton_on_cpu
+from recipes import ARCHITECTURES, ECHO, ENCODERS, LAST_TOKEN, MEAN, TEMPLATES, TEXTS
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs the kernels itself")
+
+FLOAT32_TOLERANCE = 1e-5
+BFLOAT16_COSINE = 0.999
+# Every kernel once, and lengths from nothing to more than max_length; the interpreter is slow.
+FEW_TEXTS = [TEXTS[0], TEXTS[4], TEXTS[7], TEXTS[-1]]
+
+RECIPES = {
+    **{name: ARCHITECTURES[name] for name in ("llama", "qwen2", "qwen3-bias", "qwen2-window")},
+    "mistral-instruction-first": Recipe(decoder="mistral", template=INSTRUCTION_FIRST),
+    **{name: TEMPLATES[name] for name in TEMPLATES},
+    **{name: ENCODERS[name] for name in ("roberta-windows", "windows-cls", "cls", "relu", "tanh")},
+}
+ALWAYS = {"prefix_concat", "add_rms_norm", "qk_norm_rope_", "silu_and_mul", "packed_attention"}
+CONTEXTUAL = {"embed_layer_norm", "add_layer_norm", "bias_act_", "segment_pool"}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_every_layout_in_float32(engine, reference, recipe):
+    model = engine(recipe)
+    expected = reference(recipe).encode(FEW_TEXTS, prompt_name="query").numpy()
+    with triton_on_cpu() as calls:
+        actual = model.encode(FEW_TEXTS, prompt_name="query")
+    assert calls.keys() >= ALWAYS | (CONTEXTUAL if recipe.encoder else set())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=FLOAT32_TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [Recipe(), Recipe(decoder="qwen3", template=INSTRUCTION_FIRST), LAST_TOKEN, MEAN, ECHO],
+    ids=["dual", "qwen3", "last-token", "mean", "echo"],
+)
+def test_bfloat16_keeps_the_direction_of_the_float32_reference(engine, reference, recipe):
+    model = engine(recipe, dtype="bfloat16")
+    expected = reference(recipe).encode(FEW_TEXTS).numpy()
+    with triton_on_cpu():
+        actual = model.encode(FEW_TEXTS)
+    assert (actual * expected).sum(axis=1).min() >= BFLOAT16_COSINE
+
+
+def test_a_batch_of_any_size_takes_the_same_few_launches(engine):
+    """Pooling, the projector's activation and the decoder's input, whatever the number of texts."""
+    model = engine(Recipe())
+    counted = []
+    for texts in (TEXTS[4:5], TEXTS[4:9]):
+        with triton_on_cpu() as calls:
+            model.encode(texts)
+        counted.append(dict(calls))
+    assert counted[0] == counted[1]
+    assert counted[0]["segment_pool"] == 1
+    assert counted[0]["prefix_concat"] == 1
+    layers = model._checkpoint.model.context.encoder.shape.num_layers
+    assert counted[0]["bias_act_"] == layers + 1  # the encoder's own, and the projector's
+
+
+def test_windows_in_several_encoder_passes(engine, reference):
+    recipe = replace(ENCODERS["windows"], encoder_max_length=11)
+    texts = [TEXTS[-1], TEXTS[-2]]
+    expected = reference(recipe).encode(texts).numpy()
+    with triton_on_cpu() as calls:
+        actual = engine(recipe).encode(texts, batch_tokens=16)
+    assert calls["segment_pool"] > 2
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=FLOAT32_TOLERANCE)
