@@ -9,12 +9,19 @@ namespace {
 
 // The sum is kept in the output's row, rounded to the dtype, until the last loop.
 template <typename Element, typename T = typename Element::Storage>
-C2V_INLINE void norm_row(const T* C2V_RESTRICT x, const T* C2V_RESTRICT residual,
-                         const T* C2V_RESTRICT weight, const T* C2V_RESTRICT bias,
-                         T* C2V_RESTRICT normed, int64_t size, float eps) {
-  if (residual != nullptr) {
+C2V_INLINE void norm_row(const T* C2V_RESTRICT x, const T* C2V_RESTRICT x_bias,
+                         const T* C2V_RESTRICT residual, const T* C2V_RESTRICT weight,
+                         const T* C2V_RESTRICT bias, T* C2V_RESTRICT normed, int64_t size,
+                         float eps) {
+  if (x_bias != nullptr && residual != nullptr) {
     for (int64_t i = 0; i < size; ++i) {
-      normed[i] = Element::store(Element::load(x[i]) + Element::load(residual[i]));
+      const float biased = Element::round(Element::load(x[i]) + Element::load(x_bias[i]));
+      normed[i] = Element::store(biased + Element::load(residual[i]));
+    }
+  } else if (x_bias != nullptr || residual != nullptr) {
+    const T* C2V_RESTRICT added = x_bias != nullptr ? x_bias : residual;
+    for (int64_t i = 0; i < size; ++i) {
+      normed[i] = Element::store(Element::load(x[i]) + Element::load(added[i]));
     }
   } else {
     std::memcpy(normed, x, static_cast<size_t>(size) * sizeof(T));
@@ -36,6 +43,7 @@ struct AddLayerNorm {
     const T* residual = static_cast<const T*>(a.residual.data);
     for (int64_t row = begin; row < end; ++row) {
       norm_row<Element>(static_cast<const T*>(a.x.data) + row * a.x.stride,
+                        static_cast<const T*>(a.x_bias),
                         residual == nullptr ? nullptr : residual + row * a.residual.stride,
                         static_cast<const T*>(a.weight), static_cast<const T*>(a.bias),
                         static_cast<T*>(a.normed) + row * a.size, a.size, a.eps);

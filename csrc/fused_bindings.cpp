@@ -123,19 +123,21 @@ Tensor add_rms_norm(Tensor residual, std::optional<Tensor> x, Tensor weight, dou
 }
 
 Tensor add_layer_norm(Tensor x, std::optional<Tensor> residual, Tensor weight, Tensor bias,
-                      double eps) {
+                      double eps, std::optional<Tensor> x_bias) {
   constexpr const char* op = "add_layer_norm";
   check_main(x, op, "x");
   const int64_t rows = x.size(0), size = x.size(1);
   if (residual.has_value()) check_matrix(*residual, x, rows, size, op, "residual");
   check_vector(weight, x, size, op, "weight");
   check_vector(bias, x, size, op, "bias");
+  if (x_bias.has_value()) check_vector(*x_bias, x, size, op, "x_bias");
   const Tensor read = readable(x);
-  const std::optional<Tensor> added = readable(residual);
+  const std::optional<Tensor> added = readable(residual), x_shift = readable(x_bias);
   const Tensor scale = readable(weight), shift = readable(bias);
   const Tensor normed = new_rows(x, size);
   c2v::AddLayerNormArguments a{};
   a.x = input_rows(read);
+  a.x_bias = pointer(x_shift);
   a.residual = input_rows(added);
   a.weight = scale.const_data_ptr();
   a.bias = shift.const_data_ptr();
@@ -177,7 +179,7 @@ void check_positions(const Tensor& positions, int64_t rows, int64_t length) {
 
 void qk_norm_rope_(Tensor qkv, int64_t num_query_heads, int64_t num_key_heads, int64_t head_dim,
                    Tensor positions, Tensor cos, Tensor sin, std::optional<Tensor> query_norm,
-                   std::optional<Tensor> key_norm, double eps) {
+                   std::optional<Tensor> key_norm, double eps, std::optional<Tensor> bias) {
   constexpr const char* op = "qk_norm_rope_";
   check_main(qkv, op, "qkv");
   check_writable(qkv, op, "qkv");
@@ -191,22 +193,27 @@ void qk_norm_rope_(Tensor qkv, int64_t num_query_heads, int64_t num_key_heads, i
   check_matrix(sin, qkv, cos.size(0), head_dim / 2, op, "sin");
   if (query_norm.has_value()) check_vector(*query_norm, qkv, head_dim, op, "query_norm");
   if (key_norm.has_value()) check_vector(*key_norm, qkv, head_dim, op, "key_norm");
+  if (bias.has_value()) check_vector(*bias, qkv, qkv.size(1), op, "bias");
   const Tensor indices = readable(positions), cosines = readable(cos), sines = readable(sin);
   check_positions(indices, qkv.size(0), cos.size(0));
   const std::optional<Tensor> query_scale = readable(query_norm), key_scale = readable(key_norm);
+  const std::optional<Tensor> shift = readable(bias);
   c2v::QkNormRopeArguments a{};
   a.qkv = output_rows(qkv);
+  a.bias = pointer(shift);
   a.positions = static_cast<const int32_t*>(indices.const_data_ptr());
   a.cos = input_rows(cosines);
   a.sin = input_rows(sines);
   a.query_norm = pointer(query_scale);
   a.key_norm = pointer(key_scale);
+  a.width = qkv.size(1);
   a.num_query_heads = num_query_heads;
   a.num_key_heads = num_key_heads;
   a.head_dim = head_dim;
   a.eps = static_cast<float>(eps);
   a.dtype = float_dtype(qkv, op);
-  run_rows(&c2v::qk_norm_rope_cpu, a, qkv.size(0), heads * head_dim);
+  const int64_t columns = bias.has_value() ? qkv.size(1) : heads * head_dim;
+  run_rows(&c2v::qk_norm_rope_cpu, a, qkv.size(0), columns);
 }
 
 }  // namespace
@@ -216,13 +223,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(c2v, m) {
   m.def(
       "add_rms_norm(Tensor(a!) residual, Tensor? x, Tensor weight, float eps) -> Tensor");
   m.def(
-      "add_layer_norm(Tensor x, Tensor? residual, Tensor weight, Tensor bias, float eps) "
-      "-> Tensor");
+      "add_layer_norm(Tensor x, Tensor? residual, Tensor weight, Tensor bias, float eps, "
+      "Tensor? x_bias=None) -> Tensor");
   m.def("silu_and_mul(Tensor gate_up) -> Tensor");
   m.def(
       "qk_norm_rope_(Tensor(a!) qkv, int num_query_heads, int num_key_heads, int head_dim, "
-      "Tensor positions, Tensor cos, Tensor sin, Tensor? query_norm, Tensor? key_norm, float eps) "
-      "-> ()");
+      "Tensor positions, Tensor cos, Tensor sin, Tensor? query_norm, Tensor? key_norm, float eps, "
+      "Tensor? bias=None) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(c2v, CPU, m) {

@@ -1,4 +1,5 @@
-// CPU kernel of QK-norm and rotary embedding: each head is read and written once, in place.
+// CPU kernel of QK-norm and rotary embedding, in place: only the first pass over a row leaves the
+// cache.
 #include <algorithm>
 #include <cmath>
 
@@ -17,6 +18,13 @@ struct SquareInHalves {
     return x1 * x1 + x2 * x2;
   }
 };
+
+template <typename Element, typename T = typename Element::Storage>
+C2V_INLINE void add_bias(T* C2V_RESTRICT row, const T* C2V_RESTRICT bias, int64_t width) {
+  for (int64_t i = 0; i < width; ++i) {
+    row[i] = Element::store(Element::load(row[i]) + Element::load(bias[i]));
+  }
+}
 
 // The head's two halves, and those of its norm's weight, apart: nothing then aliases.
 template <typename Element, bool kNorm, typename T = typename Element::Storage>
@@ -80,6 +88,7 @@ struct QkNormRope {
     for (int64_t row = begin; row < end; ++row) {
       T* query = static_cast<T*>(a.qkv.data) + row * a.qkv.stride;
       T* key = query + a.num_query_heads * a.head_dim;
+      if (a.bias != nullptr) add_bias<Element>(query, static_cast<const T*>(a.bias), a.width);
       const T* cos = static_cast<const T*>(a.cos.data) + a.positions[row] * a.cos.stride;
       const T* sin = static_cast<const T*>(a.sin.data) + a.positions[row] * a.sin.stride;
       rotate_heads<Element>(query, a.num_query_heads, cos, sin,

@@ -33,6 +33,7 @@ struct AddRmsNormArguments {
 
 struct AddLayerNormArguments {
   InputRows x;         // [rows, size]
+  const void* x_bias;  // [size], or null
   InputRows residual;  // [rows, size], or a null pointer
   const void* weight;  // [size]
   const void* bias;    // [size]
@@ -50,12 +51,14 @@ struct SiluAndMulArguments {
 };
 
 struct QkNormRopeArguments {
-  OutputRows qkv;            // [rows, (num_query_heads + num_key_heads) * head_dim or more]
+  OutputRows qkv;            // [rows, width], at least as wide as the query and key heads
+  const void* bias;          // [width], or null
   const int32_t* positions;  // [rows], each a row of the tables
   InputRows cos;             // [positions, head_dim / 2]
   InputRows sin;             // likewise
   const void* query_norm;    // [head_dim], or null
   const void* key_norm;      // [head_dim], or null
+  int64_t width;
   int64_t num_query_heads;
   int64_t num_key_heads;
   int64_t head_dim;

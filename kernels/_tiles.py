@@ -1,4 +1,4 @@
-"""How the row-wise Triton kernels are launched: one tile of whole rows for every program."""
+"""How the Triton kernels over rows are launched: which tile of them is one program's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from c2v_engine.kernels._triton import FP_FUSION, cdiv, next_power_of_2
 
-__all__ = ["MAX_TILE_COLUMNS", "RowTile", "row_tile"]
+__all__ = ["MAX_TILE_COLUMNS", "ElementTile", "RowTile", "element_tile", "row_tile"]
 
 MAX_TILE_COLUMNS = 32768
 """The widest row that a program keeps in registers: 32 values of each of 1,024 threads.
@@ -22,6 +22,9 @@ _ELEMENTS_PER_THREAD = 16
 _MIN_WARPS = 4
 _MAX_WARPS = 32
 _WARP = 32
+# Of an element-wise tile: a thread's elements are half a kilobyte of a row or more for each warp,
+# which the memory delivers in full bursts.
+_BLOCK_COLUMNS = (1024, 512, 256)
 
 
 @dataclass(frozen=True)
@@ -66,3 +69,48 @@ def row_tile(width: int) -> RowTile:
     rows = max(1, _MIN_WARPS * _WARP * _ELEMENTS_PER_THREAD // columns)
     warps = rows * columns // (_WARP * _ELEMENTS_PER_THREAD)
     return RowTile(rows, columns, min(max(warps, _MIN_WARPS), _MAX_WARPS))
+
+
+@dataclass(frozen=True)
+class ElementTile:
+    """What one program of an element-wise kernel works on: some rows, and a block of their columns.
+
+    Attributes:
+        rows: of a tile, a power of two.
+        columns: of a tile, a power of two.
+        blocks: of columns that cover a row.
+        num_warps: warps of a program.
+    """
+
+    rows: int
+    columns: int
+    blocks: int
+    num_warps: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of the launch: the tile's constants and the compiler's options."""
+        return {
+            "ROWS": self.rows,
+            "COLUMNS": self.columns,
+            "num_warps": self.num_warps,
+            "enable_fp_fusion": FP_FUSION,
+        }
+
+    def grid(self, tokens: int) -> tuple[int, int]:
+        """Programs for so many rows; tokens stand on the axis that has no limit of 65,535."""
+        return cdiv(tokens, self.rows), self.blocks
+
+
+def element_tile(width: int) -> ElementTile:
+    """The tile for rows of a width, of which no program needs the whole.
+
+    Its block of columns is the widest that leaves the fewest threads without a column: 1,024 for
+    rows of 3,072 or 4,096, 256 for rows of 768. A narrow row is one block.
+    """
+    if width <= _BLOCK_COLUMNS[-1]:
+        columns = next_power_of_2(width)
+    else:
+        columns = min(_BLOCK_COLUMNS, key=lambda size: cdiv(width, size) * size)
+    rows = _MIN_WARPS * _WARP * _ELEMENTS_PER_THREAD // columns
+    return ElementTile(rows, columns, cdiv(width, columns), _MIN_WARPS)

@@ -10,8 +10,9 @@ With ``round`` for rounding to the tables' dtype, for every token with id ``i`` 
 This is the rounding order of transformers' ``BertEmbeddings``. A NaN or an infinity in a row makes
 its whole ``normed`` row NaN.
 
-The op is ``torch.ops.c2v.embed_layer_norm``, for inference only: it has no gradient. Everywhere but
-on CUDA the PyTorch form below serves; its last step is ``torch.ops.c2v.add_layer_norm``.
+The op is ``torch.ops.c2v.embed_layer_norm``, for inference only: it has no gradient. On CUDA it is
+the Triton kernel below: one launch, in which every row is read once. Everywhere else the PyTorch
+form below serves under the same name; its last steps are ``torch.ops.c2v.add_layer_norm``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import torch.nn.functional as F  # noqa: N812  (its customary name)
 from torch import Tensor
 
 from c2v_engine.kernels._ops import check_like, check_rows, complete_op, refuse
+from c2v_engine.kernels._tiles import MAX_TILE_COLUMNS, row_tile
+from c2v_engine.kernels._triton import jit, readable, tl
 from c2v_engine.kernels.add_layer_norm import add_layer_norm_reference
 
 __all__ = ["embed_layer_norm", "embed_layer_norm_reference"]
@@ -124,6 +127,105 @@ def _fake(
     return word_embeddings.new_empty((token_ids.shape[0], word_embeddings.shape[1]))
 
 
+# Index tensors are views of a batch's one buffer, aligned as they happen to be: no special case.
+@jit(do_not_specialize=["token_ids", "position_ids", "tokens", "words", "positions"])
+def _embed_layer_norm_kernel(
+    token_ids: tl.tensor,
+    position_ids: tl.tensor,
+    word_embeddings: tl.tensor,
+    word_stride: int,
+    position_embeddings: tl.tensor,
+    position_stride: int,
+    token_type: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    normed: tl.tensor,
+    tokens: int,
+    words: int,
+    positions: int,
+    eps: float,
+    HIDDEN: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> None:
+    # A batch and a table may hold more than 2^31 elements, so rows are counted in int64.
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, COLUMNS)
+    row_inside = rows < tokens
+    column_inside = columns < HIDDEN
+    word = tl.load(token_ids + rows, mask=row_inside, other=0).to(tl.int64)
+    position = tl.load(position_ids + rows, mask=row_inside, other=0).to(tl.int64)
+    known = (word >= 0) & (word < words) & (position >= 0) & (position < positions)
+    # Of an id out of range nothing is read, and NaN stands for what it would have been.
+    found = (row_inside & known)[:, None] & column_inside[None, :]
+    at = word[:, None] * word_stride + columns[None, :]
+    total = tl.load(word_embeddings + at, mask=found, other=float("nan")).to(tl.float32)
+    addend = tl.load(token_type + columns, mask=column_inside, other=0.0).to(tl.float32)
+    total = (total + addend[None, :]).to(word_embeddings.dtype.element_ty).to(tl.float32)
+    at = position[:, None] * position_stride + columns[None, :]
+    addend = tl.load(position_embeddings + at, mask=found, other=0.0).to(tl.float32)
+    total = (total + addend).to(word_embeddings.dtype.element_ty).to(tl.float32)
+    total = tl.where(column_inside[None, :], total, 0.0)
+    mean = tl.sum(total, axis=1) / HIDDEN
+    # Columns beyond the row are zeros, which deviate from the mean too and must not count.
+    deviation = tl.where(column_inside[None, :], total - mean[:, None], 0.0)
+    inverse = tl.rsqrt(tl.sum(deviation * deviation, axis=1) / HIDDEN + eps)
+    factor = tl.load(weight + columns, mask=column_inside, other=0.0).to(tl.float32)
+    shift = tl.load(bias + columns, mask=column_inside, other=0.0).to(tl.float32)
+    result = deviation * inverse[:, None] * factor[None, :] + shift[None, :]
+    inside = row_inside[:, None] & column_inside[None, :]
+    at = rows[:, None] * HIDDEN + columns[None, :]
+    tl.store(normed + at, result.to(normed.dtype.element_ty), mask=inside)
+
+
+def _triton_form(
+    token_ids: Tensor,
+    position_ids: Tensor,
+    word_embeddings: Tensor,
+    position_embeddings: Tensor,
+    token_type: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> Tensor:
+    tokens, width = token_ids.shape[0], word_embeddings.shape[1]
+    if width > MAX_TILE_COLUMNS:
+        return _pytorch_form(
+            token_ids,
+            position_ids,
+            word_embeddings,
+            position_embeddings,
+            token_type,
+            weight,
+            bias,
+            eps,
+        )
+    normed = word_embeddings.new_empty((tokens, width))
+    if tokens == 0:
+        return normed
+    words, positions = readable(word_embeddings), readable(position_embeddings)
+    tile = row_tile(width)
+    _embed_layer_norm_kernel[tile.grid(tokens)](
+        readable(token_ids),
+        readable(position_ids),
+        words,
+        words.stride(0),
+        positions,
+        positions.stride(0),
+        readable(token_type),
+        readable(weight),
+        readable(bias),
+        normed,
+        tokens,
+        words.shape[0],
+        positions.shape[0],
+        eps,
+        HIDDEN=width,
+        **tile.options,
+    )
+    return normed
+
+
 def _check(
     token_ids: Tensor,
     position_ids: Tensor,
@@ -154,5 +256,6 @@ complete_op(
     "Tensor token_type, Tensor weight, Tensor bias, float eps) -> Tensor",
     _pytorch_form,
     _fake,
+    triton_form=_triton_form,
     compiled=False,
 )

@@ -3,8 +3,8 @@
 The format is E4M3 without infinities, whose largest value is 448. For every row ``x``, already
 rounded to the dtype that it would have had:
 
-1. ``scale = max(max_i |x_i|, 1e-12) / 448``, float32
-2. ``q_i = round(x_i / scale)`` to E4M3, so that ``x`` is about ``q * scale``
+1. ``largest = max(max_i |x_i|, 1e-12)``, and ``scale = largest / 448``, float32
+2. ``q_i = round(x_i * (448 / largest))`` to E4M3, so that ``x`` is about ``q * scale``
 
 A row with a NaN or an infinity has a NaN among its values.
 """
@@ -33,9 +33,10 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
         ``[rows, columns]`` float8_e4m3fn, and the scales, ``[rows, 1]`` float32.
     """
     wide = x.float()
-    scales = wide.abs().amax(dim=-1, keepdim=True).clamp(min=_SMALLEST) / FLOAT8_MAX
-    # Rounding can carry a quotient past the largest value, which the format would make NaN.
-    return (wide / scales).clamp(-FLOAT8_MAX, FLOAT8_MAX).to(FLOAT8), scales
+    largest = wide.abs().amax(dim=-1, keepdim=True).clamp(min=_SMALLEST)
+    # Rounding can carry a product past the largest value, which the format would make NaN.
+    values = (wide * (FLOAT8_MAX / largest)).clamp(-FLOAT8_MAX, FLOAT8_MAX).to(FLOAT8)
+    return values, largest / FLOAT8_MAX
 
 
 def empty_float8_rows(rows: int, columns: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,9 +66,9 @@ def store_float8_rows(
         inside: which elements exist, [rows, columns].
         row_inside: which rows exist, [rows].
     """
-    largest = tl.max(tl.abs(x), axis=1)
-    scale = tl.maximum(largest, 1e-12) / 448.0
+    largest = tl.maximum(tl.max(tl.abs(x), axis=1), 1e-12)
+    inverse = tl.div_rn(tl.full(largest.shape, 448.0, tl.float32), largest)
     # The conversion saturates and keeps NaN.
-    quantised = tl.div_rn(x, tl.broadcast_to(scale[:, None], x.shape)).to(tl.float8e4nv)
-    tl.store(values + at, quantised, mask=inside)
+    tl.store(values + at, (x * inverse[:, None]).to(tl.float8e4nv), mask=inside)
+    scale = tl.div_rn(largest, tl.full(largest.shape, 448.0, tl.float32))
     tl.store(scales + rows, scale, mask=row_inside)

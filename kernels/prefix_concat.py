@@ -17,8 +17,10 @@ and with the instruction first, ``["{prompt}", "<context>", "{text}", "<eos>"]``
     token_ids    p  p -1  a  a  a  E |  p  p -2  b  b  E
     row          p  p c0  a  a  a  E |  p  p c1  b  b  E
 
-Rows are copied, so nothing is rounded. The op is ``torch.ops.c2v.prefix_concat``, for inference
-only: it has no gradient. Everywhere but on CUDA the PyTorch form below serves.
+Rows are copied, so nothing is rounded.
+
+The op is ``torch.ops.c2v.prefix_concat``, for inference only: it has no gradient. On CUDA it is the
+Triton kernel below, one launch; everywhere else the PyTorch form below serves under the same name.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ import torch.nn.functional as F  # noqa: N812  (its customary name)
 from torch import Tensor
 
 from c2v_engine.kernels._ops import check_like, check_rows, complete_op, refuse
+from c2v_engine.kernels._tiles import element_tile
+from c2v_engine.kernels._triton import jit, readable, tl
 
 __all__ = ["prefix_concat", "prefix_concat_reference"]
 
@@ -94,6 +98,72 @@ def _fake(token_ids: Tensor, embed_tokens: Tensor, contextual: Tensor | None) ->
     return embed_tokens.new_empty((token_ids.shape[0], embed_tokens.shape[1]))
 
 
+# Ids are a view of a batch's one buffer, aligned as they happen to be: no special case.
+@jit(do_not_specialize=["token_ids", "tokens", "words", "contexts"])
+def _prefix_concat_kernel(
+    token_ids: tl.tensor,
+    embed_tokens: tl.tensor,
+    embed_stride: int,
+    contextual: tl.tensor,
+    contextual_stride: int,
+    output: tl.tensor,
+    tokens: int,
+    words: int,
+    contexts: int,
+    WIDTH: tl.constexpr,
+    CONTEXT: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> None:
+    # A batch and a table may hold more than 2^31 elements, so rows are counted in int64.
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    row_inside = rows < tokens
+    column_inside = columns < WIDTH
+    ids = tl.load(token_ids + rows, mask=row_inside, other=0).to(tl.int64)
+    # Of an id out of range nothing is read, and its row is NaN.
+    known = row_inside & (ids >= 0) & (ids < words)
+    at = ids[:, None] * embed_stride + columns[None, :]
+    found = known[:, None] & column_inside[None, :]
+    result = tl.load(embed_tokens + at, mask=found, other=float("nan"))
+    if CONTEXT:
+        # A second load that most rows skip, for a choice between two pointers would cost the
+        # knowledge that both are aligned.
+        places = -1 - ids
+        known = row_inside & (places >= 0) & (places < contexts)
+        at = places[:, None] * contextual_stride + columns[None, :]
+        found = known[:, None] & column_inside[None, :]
+        chosen = tl.load(contextual + at, mask=found, other=float("nan"))
+        result = tl.where(known[:, None], chosen, result)
+    at = rows[:, None] * WIDTH + columns[None, :]
+    tl.store(output + at, result, mask=row_inside[:, None] & column_inside[None, :])
+
+
+def _triton_form(token_ids: Tensor, embed_tokens: Tensor, contextual: Tensor | None) -> Tensor:
+    output = _fake(token_ids, embed_tokens, contextual)
+    tokens, width = output.shape
+    if tokens == 0:
+        return output
+    words = readable(embed_tokens)
+    contexts = words if contextual is None else readable(contextual)
+    tile = element_tile(width)
+    _prefix_concat_kernel[tile.grid(tokens)](
+        readable(token_ids),
+        words,
+        words.stride(0),
+        contexts,
+        contexts.stride(0),
+        output,
+        tokens,
+        words.shape[0],
+        contexts.shape[0],
+        WIDTH=width,
+        CONTEXT=contextual is not None,
+        **tile.options,
+    )
+    return output
+
+
 def _check(token_ids: Tensor, embed_tokens: Tensor, contextual: Tensor | None) -> None:
     check_rows("embed_tokens", embed_tokens)
     device = embed_tokens.device
@@ -110,5 +180,6 @@ complete_op(
     "(Tensor token_ids, Tensor embed_tokens, Tensor? contextual) -> Tensor",
     _pytorch_form,
     _fake,
+    triton_form=_triton_form,
     compiled=False,
 )

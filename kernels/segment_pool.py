@@ -1,7 +1,8 @@
 """Segment pooling: the packed token states of a batch into one row for each text.
 
-Text ``t`` has the states ``x_i = states[i]``, ``offsets[t] <= i < offsets[t + 1]``, or where ``rows``
-is given ``x_i = states[rows[i]]``. In float32, with ``round`` for rounding to the states' dtype:
+The states of text ``t`` are ``x_i = states[i]`` for ``offsets[t] <= i < offsets[t + 1]``, or where
+``rows`` is given ``x_i = states[rows[i]]``. In float32, with ``round`` for rounding to the states'
+dtype:
 
 1. ``sum = x_first + ... + x_last``, one after another in this order; 0 for an empty segment
 2. where ``partial`` is given, ``sum = sum + partial[t]``
@@ -10,11 +11,13 @@ is given ``x_i = states[rows[i]]``. In float32, with ``round`` for rounding to t
 A text's sum is formed in an order that its own rows alone decide, so it has the same bits in every
 batch. States beyond the last offset belong to no text.
 
-The op is ``torch.ops.c2v.segment_pool``, for inference only: it has no gradient. Everywhere but on
-CUDA the PyTorch form below serves.
+The op is ``torch.ops.c2v.segment_pool``, for inference only: it has no gradient. On CUDA it is the
+Triton kernel below, one launch; everywhere else the PyTorch form below serves under the same name.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (its customary name)
@@ -22,6 +25,7 @@ from torch import Tensor
 
 from c2v_engine.errors import InputError
 from c2v_engine.kernels._ops import can_validate, check_rows, complete_op, refuse
+from c2v_engine.kernels._triton import FP_FUSION, cdiv, jit, next_power_of_2, readable, tl
 
 __all__ = ["segment_pool", "segment_pool_reference"]
 
@@ -37,9 +41,9 @@ def segment_pool(
 ) -> Tensor:
     """Sums, or averages, the states of each text in float32.
 
-    All tensors are on one device. With ``validate=False`` nothing waits for the device: what is
-    wrong in the *values* of ``offsets`` or ``rows`` is an error on the CPU, and makes the text's
-    row NaN on CUDA.
+    All tensors are on one device. Checking the *values* of ``offsets`` waits for the device;
+    without it nothing does. What is wrong in them then, or in ``rows``, is an error on the CPU, and
+    on CUDA nothing is read out of range and the text's row is NaN.
 
     Args:
         states: ``[tokens, k]`` float32, float16 or bfloat16; its rows may be strided.
@@ -48,21 +52,19 @@ def segment_pool(
         counts: ``[texts]`` int32, what each sum is divided by; None for the sums.
         rows: ``[R]`` int32, rows of ``states``; None for all of them, as they stand.
         partial: ``[texts, k]`` float32, added to the sums.
-        validate: whether ``offsets`` is read, and waited for, to check it.
+        validate: whether to check the values of ``offsets``; not while torch traces.
 
     Returns:
         ``[texts, k]`` in new memory: means of the states' dtype, or float32 sums.
 
     Raises:
-        InputError: a shape, dtype or device is not as described; where validated, the offsets do
+        InputError: a shape, dtype or device is not as described; or, where checked, the offsets do
             not rise as described.
-        RuntimeError: on the CPU, an offset or a row is out of range.
+        RuntimeError: on the CPU, the same without the check, or a row is out of range.
     """
     _check(states, offsets, counts, rows, partial)
     if validate and can_validate(offsets):
-        complaint = _wrong_offsets(states, offsets, rows)
-        if complaint is not None:
-            raise InputError(complaint)
+        _check_offsets(states, offsets, rows)
     pooled: Tensor = torch.ops.c2v.segment_pool(states, offsets, counts, rows, partial)
     return pooled
 
@@ -82,9 +84,7 @@ def segment_pool_reference(
     """
     _check(states, offsets, counts, rows, partial)
     if validate and can_validate(offsets):
-        complaint = _wrong_offsets(states, offsets, rows)
-        if complaint is not None:
-            raise InputError(complaint)
+        _check_offsets(states, offsets, rows)
     return _pytorch_form(states, offsets, counts, rows, partial)
 
 
@@ -124,7 +124,8 @@ def _sums_without_waiting(states: Tensor, offsets: Tensor, rows: Tensor | None) 
     if rows is not None:
         outside = (rows < 0) | (rows >= len(states))
         rows = rows.masked_fill(outside, 0)
-        weights = torch.zeros_like(rows, dtype=torch.float32).masked_fill_(outside, torch.nan) + 1
+        weights = torch.ones_like(rows, dtype=torch.float32).masked_fill_(outside, torch.nan)
+        states = states if len(states) else states.new_zeros((1, states.shape[1]))
     begin, end = offsets[:-1], offsets[1:]
     wrong = (begin < 0) | (end < begin) | (end > total)
     rising = offsets.clamp(0, total).cummax(0).values
@@ -140,6 +141,138 @@ def _fake(
 ) -> Tensor:
     dtype = torch.float32 if counts is None else states.dtype
     return states.new_empty((offsets.shape[0] - 1, states.shape[1]), dtype=dtype)
+
+
+# Index tensors are views of a batch's one buffer, aligned as they happen to be: no special case.
+@jit(do_not_specialize=["offsets", "counts", "rows", "texts", "tokens", "total"])
+def _segment_pool_kernel(
+    states: tl.tensor,
+    states_stride: int,
+    offsets: tl.tensor,
+    counts: tl.tensor,
+    rows: tl.tensor,
+    partial: tl.tensor,
+    partial_stride: int,
+    pooled: tl.tensor,
+    texts: int,
+    tokens: int,
+    total: int,
+    WIDTH: tl.constexpr,
+    MEAN: tl.constexpr,
+    GATHER: tl.constexpr,
+    PARTIAL: tl.constexpr,
+    TEXTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    UNROLL: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> None:
+    # A batch may hold more than 2^31 elements, so texts and rows are counted in int64.
+    text = tl.program_id(0).to(tl.int64) * TEXTS + tl.arange(0, TEXTS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    text_inside = text < texts
+    column_inside = (columns < WIDTH)[None, :]
+    begin = tl.load(offsets + text, mask=text_inside, other=0).to(tl.int64)
+    end = tl.load(offsets + text + 1, mask=text_inside, other=0).to(tl.int64)
+    # Where an offset or a row is out of range nothing is read, and the text becomes NaN.
+    wrong = (begin < 0) | (end < begin) | (end > total)
+    end = tl.where(wrong, begin, end)
+    sums = tl.zeros([TEXTS, COLUMNS], dtype=tl.float32)
+    longest = tl.max(end - begin, axis=0)
+    # Rows are added one after another, and what is ahead of them is loaded meanwhile.
+    for step in tl.range(0, longest, UNROLL, num_stages=STAGES):
+        for ahead in tl.static_range(UNROLL):
+            row = begin + step + ahead
+            inside = row < end
+            if GATHER:
+                row = tl.load(rows + row, mask=inside, other=0).to(tl.int64)
+                known = (row >= 0) & (row < tokens)
+                wrong = wrong | (inside & ~known)
+                inside = inside & known
+            at = row[:, None] * states_stride + columns[None, :]
+            x = tl.load(states + at, mask=inside[:, None] & column_inside, other=0.0)
+            sums += x.to(tl.float32)
+    inside = text_inside[:, None] & column_inside
+    if PARTIAL:
+        at = text[:, None] * partial_stride + columns[None, :]
+        sums += tl.load(partial + at, mask=inside, other=0.0)
+    if MEAN:
+        count = tl.load(counts + text, mask=text_inside, other=1).to(tl.float32)
+        sums = tl.div_rn(sums, tl.broadcast_to(count[:, None], sums.shape))
+    result = tl.where(wrong[:, None], float("nan"), sums)
+    at = text[:, None] * WIDTH + columns[None, :]
+    tl.store(pooled + at, result.to(pooled.dtype.element_ty), mask=inside)
+
+
+def _triton_form(
+    states: Tensor,
+    offsets: Tensor,
+    counts: Tensor | None,
+    rows: Tensor | None,
+    partial: Tensor | None,
+) -> Tensor:
+    pooled = _fake(states, offsets, counts, rows, partial)
+    texts, width = pooled.shape
+    if texts == 0:
+        return pooled
+    states = readable(states)
+    partial = None if partial is None else readable(partial)
+    tile = pooling_tile(width, gather=rows is not None)
+    _segment_pool_kernel[(cdiv(texts, tile.texts), cdiv(width, tile.columns))](
+        states,
+        states.stride(0),
+        readable(offsets),
+        offsets if counts is None else readable(counts),
+        offsets if rows is None else readable(rows),
+        pooled if partial is None else partial,
+        0 if partial is None else partial.stride(0),
+        pooled,
+        texts,
+        states.shape[0],
+        states.shape[0] if rows is None else rows.shape[0],
+        WIDTH=width,
+        MEAN=counts is not None,
+        GATHER=rows is not None,
+        PARTIAL=partial is not None,
+        TEXTS=tile.texts,
+        COLUMNS=tile.columns,
+        UNROLL=tile.unroll,
+        STAGES=tile.stages,
+        num_warps=tile.num_warps,
+        enable_fp_fusion=FP_FUSION,
+    )
+    return pooled
+
+
+class PoolingTile(NamedTuple):
+    """What one program works on.
+
+    Attributes:
+        texts: a power of two.
+        columns: of a row, a power of two.
+        unroll: rows of a text that are added in one step.
+        stages: steps under way at once: one is added while the others are loaded.
+        num_warps: warps of a program.
+    """
+
+    texts: int
+    columns: int
+    unroll: int
+    stages: int
+    num_warps: int
+
+
+def pooling_tile(width: int, *, gather: bool) -> PoolingTile:
+    """The tile for states of a width; the number and lengths of the texts never change it.
+
+    A warp takes 256 columns: 16 bytes of each row for every thread in 16 bits, 32 in float32. It
+    adds row after row, so only rows under way hide the latency of the memory: 16 of each of 128
+    texts, 768 wide, are 3 MB, about what a GPU reads in that time. Gathered rows are not loaded
+    steps ahead, for each would wait for its number first; the numbers of 16 are loaded at once
+    instead. Narrow rows share a program.
+    """
+    columns = min(next_power_of_2(width), 256)
+    unroll, stages = (16, 1) if gather else (4, 5)
+    return PoolingTile(256 // columns, columns, unroll, stages, num_warps=1)
 
 
 def _check(
@@ -168,30 +301,35 @@ def _check(
             refuse(name, tensor, f"a tensor on {states.device}, as states is")
 
 
-def _wrong_offsets(states: Tensor, offsets: Tensor, rows: Tensor | None) -> str | None:
-    """What is wrong with the offsets' values, in words; reads them, so waits for the device."""
+def _check_offsets(states: Tensor, offsets: Tensor, rows: Tensor | None) -> None:
+    """Raises where an offset is not as it must be; waits for the device."""
     host = offsets.cpu()
     first, last = int(host[0]), int(host[-1])
     if first != 0:
-        return f"offsets begins with {first}; expected 0"
+        raise InputError(f"offsets begins with {first}; expected 0")
     falls = (host.diff() < 0).nonzero()
     if len(falls):
-        at = int(falls[0])
-        return f"offsets falls from {int(host[at])} to {int(host[at + 1])} at text {at}"
-    if rows is not None and last != len(rows):
-        return f"offsets ends with {last}; expected the number of rows, {len(rows)}"
+        text = int(falls[0])
+        fall = f"from {int(host[text])} to {int(host[text + 1])} at text {text}"
+        raise InputError(f"offsets falls {fall}; expected offsets that rise")
     if rows is None and last > len(states):
-        return f"offsets ends with {last}; expected {len(states)}, the number of states, at most"
-    return None
+        raise InputError(
+            f"offsets ends with {last}; expected {len(states)}, the number of states, at most"
+        )
+    if rows is not None and last != len(rows):
+        raise InputError(f"offsets ends with {last}; expected the number of rows, {len(rows)}")
 
 
 def _check_values(states: Tensor, offsets: Tensor, rows: Tensor | None) -> None:
     """Our own mistakes, found where reading the tensors costs no wait."""
-    complaint = _wrong_offsets(states, offsets, rows)
+    try:
+        _check_offsets(states, offsets, rows)
+    except InputError as error:
+        raise RuntimeError(f"segment_pool: {error}") from None
     if rows is not None and bool(((rows < 0) | (rows >= len(states))).any()):
-        complaint = f"rows has one out of range; states has {len(states)} rows"
-    if complaint is not None:
-        raise RuntimeError(f"segment_pool: {complaint}")
+        raise RuntimeError(
+            f"segment_pool: rows names a row out of range; states has {len(states)} rows"
+        )
 
 
 complete_op(
@@ -199,5 +337,6 @@ complete_op(
     "(Tensor states, Tensor offsets, Tensor? counts, Tensor? rows, Tensor? partial) -> Tensor",
     _pytorch_form,
     _fake,
+    triton_form=_triton_form,
     compiled=False,
 )

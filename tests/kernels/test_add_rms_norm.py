@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from interpreter import forms
+from far_rows import far_rows
+from interpreter import forms, poisoned_memory, triton_form
 from row_cases import (
     DTYPES,
     FLOAT32_RTOL,
@@ -49,14 +50,27 @@ def test_float32_agrees_with_float64(width, rows, op):
     )
 
 
+@pytest.mark.parametrize("op", FORMS)
+@pytest.mark.parametrize(("tokens", "width"), [(1, 896), (4097, 8), (30_000, 4), (3, 4096)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batches_of_every_size_agree_with_float64(dtype, tokens, width, op):
+    residual, x, weight = make_case(tokens, width, dtype, op.device)
+    expected = float64_norm(residual + x, weight)
+    with poisoned_memory():
+        normed = op(residual, x, weight, eps=EPS)
+    error = (normed.double() - expected).norm() / expected.norm()
+    assert error < {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+
+
+@pytest.mark.parametrize("op", FORMS)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("dtype", SIXTEEN_BIT)
-def test_sixteen_bit_rows_are_rounded_as_by_the_reference(dtype, width, rows):
-    residual, x, weight = make_case(rows, width, dtype)
+def test_sixteen_bit_rows_are_rounded_as_by_the_reference(dtype, width, rows, op):
+    residual, x, weight = make_case(rows, width, dtype, op.device)
     same = residual.clone()
     expected = add_rms_norm_reference(same, x, weight, eps=EPS)
-    normed = add_rms_norm(residual, x, weight, eps=EPS)
+    normed = op(residual, x, weight, eps=EPS)
     assert torch.equal(residual, same)
     assert_rounded_alike(normed, expected)
 
@@ -107,22 +121,35 @@ def test_rows_may_be_strided(dtype, op):
     assert bool((buffer[:, 123:] == 7).all())
 
 
+# PyTorch's sums follow the strides, so the reference is not among them.
+@pytest.mark.parametrize("op", [form for form in FORMS if form.id != "reference"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_x_may_have_any_strides_and_so_may_a_residual_that_is_only_read(dtype):
-    residual, x, weight = make_case(5, 123, dtype)
+def test_x_may_have_any_strides_and_so_may_a_residual_that_is_only_read(dtype, op):
+    residual, x, weight = make_case(5, 123, dtype, op.device)
     scattered = residual.t().contiguous().t()
-    normed = add_rms_norm(scattered, None, weight, eps=EPS)
-    assert torch.equal(normed, add_rms_norm(residual, None, weight, eps=EPS))
+    normed = op(scattered, None, weight, eps=EPS)
+    assert torch.equal(normed, op(residual, None, weight, eps=EPS))
     same = residual.clone()
-    expected = add_rms_norm(residual, x, weight, eps=EPS)
-    assert torch.equal(add_rms_norm(same, x.t().contiguous().t(), weight, eps=EPS), expected)
+    expected = op(residual, x, weight, eps=EPS)
+    assert torch.equal(op(same, x.t().contiguous().t(), weight, eps=EPS), expected)
 
 
+@pytest.mark.parametrize("op", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_alone_gives_the_same_bits_as_among_others(dtype):
-    residual, x, weight = make_case(123, 2048, dtype)
-    alone = add_rms_norm(residual[77:78].clone(), x[77:78], weight, eps=EPS)
-    assert torch.equal(add_rms_norm(residual, x, weight, eps=EPS)[77:78], alone)
+@pytest.mark.parametrize("width", [24, 2048])
+def test_a_row_alone_gives_the_same_bits_as_among_others(dtype, width, op):
+    residual, x, weight = make_case(123, width, dtype, op.device)
+    alone = op(residual[77:78].clone(), x[77:78], weight, eps=EPS)
+    assert torch.equal(op(residual, x, weight, eps=EPS)[77:78], alone)
+
+
+def test_offsets_beyond_two_to_the_31_are_right():
+    op = triton_form(add_rms_norm)
+    residual, x, weight = make_case(3, 24, torch.bfloat16, op.device)
+    far = far_rows(residual)
+    expected = op(residual, far_rows(x), weight, eps=EPS)
+    assert torch.equal(op(far, x, weight, eps=EPS), expected)
+    assert torch.equal(far, residual)
 
 
 @pytest.mark.parametrize("op", FORMS)

@@ -1,10 +1,12 @@
 """QK-norm and rotary embedding against float64, the reference and transformers."""
 
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import pytest
 import torch
-from pooling_cases import DEVICES
+from far_rows import far_rows
+from interpreter import forms, triton_form
 from row_cases import DTYPES, SIXTEEN_BIT, assert_rounded_alike, random, with_row_stride
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -14,7 +16,9 @@ from c2v_engine.kernels.qk_norm_rope import qk_norm_rope_, qk_norm_rope_referenc
 EPS = 1e-6
 POSITIONS = 50
 HEAD_DIMS = [2, 20, 24, 64, 80, 96, 128]
-OPS = [qk_norm_rope_, qk_norm_rope_reference_]
+FORMS = forms(qk_norm_rope_, qk_norm_rope_reference_)
+ON_CPU, ON_CUDA = FORMS[:2], FORMS[2:]
+RELATIVE_NORM = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -32,6 +36,7 @@ class Case(NamedTuple):
     query_norm: torch.Tensor | None
     key_norm: torch.Tensor | None
     eps: float = EPS
+    bias: torch.Tensor | None = None
 
     def run(self, op=qk_norm_rope_):
         """What the op makes of a copy of qkv."""
@@ -60,6 +65,12 @@ def make_case(rows, head_dim, dtype, heads=(4, 2), norm=False, device="cpu", val
     )
 
 
+def with_bias(case, scale=1.0):
+    """The case with a bias of all columns, and the case in which it was already added."""
+    bias = random(case.qkv.shape[1], seed=7, scale=scale).to(case.qkv)
+    return case._replace(bias=bias), case._replace(qkv=case.qkv + bias)
+
+
 def float64_rotation(case):
     expected = case.qkv.double()
     size = case.head_dim
@@ -83,37 +94,104 @@ def float64_rotation(case):
     return expected
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FORMS)
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("rows", [0, 1, 5, 123])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_float32_agrees_with_float64(head_dim, rows, norm, op, device):
-    case = make_case(rows, head_dim, torch.float32, norm=norm, device=device)
+def test_float32_agrees_with_float64(head_dim, rows, norm, op):
+    case = make_case(rows, head_dim, torch.float32, norm=norm, device=op.device)
     # Two products of values of up to 10 may cancel; each errs by a few units of 2^-24.
     torch.testing.assert_close(
         case.run(op).double(), float64_rotation(case), rtol=2.0**-20, atol=2.0**-18
     )
 
 
+@pytest.mark.parametrize("op", FORMS)
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "head_dim", "heads"),
+    [
+        (1, 256, (8, 4)),
+        (4097, 4, (2, 1)),
+        (30_000, 2, (1, 1)),
+        (0, 64, (4, 2)),
+        (3, 8192, (1, 1)),
+        (3, 9000, (1, 1)),
+    ],
+)
+@pytest.mark.parametrize("dtype", RELATIVE_NORM)
+def test_batches_of_every_size_agree_with_float64(dtype, tokens, head_dim, heads, norm, op):
+    case = make_case(tokens, head_dim, dtype, heads, norm, op.device, values=0)
+    expected = float64_rotation(case)
+    # What does not belong to the heads is not to be read.
+    qkv, buffer = with_row_stride(case.qkv, torch.nan)
+    op(**{**case._asdict(), "qkv": qkv})
+    assert (qkv.double() - expected).norm() <= RELATIVE_NORM[dtype] * expected.norm()
+    assert buffer[:, qkv.shape[1] :].isnan().all()
+
+
+@pytest.mark.parametrize("op", [*FORMS[:1], *ON_CUDA])
 @pytest.mark.parametrize("rows", [1, 5, 123])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("dtype", SIXTEEN_BIT)
-def test_a_sixteen_bit_rotation_has_the_bits_of_the_reference(dtype, head_dim, rows):
-    case = make_case(rows, head_dim, dtype)
-    assert torch.equal(case.run(), case.run(qk_norm_rope_reference_))
+def test_a_sixteen_bit_rotation_has_the_bits_of_the_reference(dtype, head_dim, rows, op):
+    case = make_case(rows, head_dim, dtype, device=op.device)
+    assert torch.equal(case.run(op), case.run(qk_norm_rope_reference_))
 
 
+@pytest.mark.parametrize("op", [*FORMS[:1], *ON_CUDA])
 @pytest.mark.parametrize("rows", [1, 5, 123])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("dtype", SIXTEEN_BIT)
-def test_a_sixteen_bit_norm_is_rounded_as_by_the_reference(dtype, head_dim, rows):
+def test_a_sixteen_bit_norm_is_rounded_as_by_the_reference(dtype, head_dim, rows, op):
     # With a quarter turn nothing is added, so that ulps tell how the norm was rounded.
-    case = make_case(rows, head_dim, dtype, norm=True)
+    case = make_case(rows, head_dim, dtype, norm=True, device=op.device)
     still = case._replace(cos=torch.zeros_like(case.cos), sin=torch.ones_like(case.sin))
-    assert_rounded_alike(still.run(), still.run(qk_norm_rope_reference_))
+    assert_rounded_alike(still.run(op), still.run(qk_norm_rope_reference_))
     # In general the rotation of values one ulp apart: 2^-7 of up to 10, twice.
-    torch.testing.assert_close(case.run(), case.run(qk_norm_rope_reference_), rtol=0, atol=0.16)
+    torch.testing.assert_close(case.run(op), case.run(qk_norm_rope_reference_), rtol=0, atol=0.16)
+
+
+@pytest.mark.parametrize("op", FORMS)
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("rows", [0, 5, 123])
+@pytest.mark.parametrize("head_dim", [2, 20, 80])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_bias_is_added_to_all_columns_first_and_rounded(dtype, head_dim, rows, norm, op):
+    case, added = with_bias(make_case(rows, head_dim, dtype, norm=norm, device=op.device))
+    assert torch.equal(case.run(op), added.run(op))
+
+
+@pytest.mark.parametrize("op", FORMS)
+@pytest.mark.parametrize("values", [1, 7, 12, 13, 23, 25])
+@pytest.mark.parametrize("heads", [(4, 2), (0, 1), (0, 0)])
+def test_a_bias_reaches_values_that_are_no_whole_heads(heads, values, op):
+    case = make_case(5, 24, torch.bfloat16, heads, device=op.device)
+    width = sum(heads) * 24 + values
+    case, added = with_bias(case._replace(qkv=case.qkv.repeat(1, 2)[:, :width].contiguous()))
+    expected = added.run(qk_norm_rope_reference_)
+    qkv, buffer = with_row_stride(case.qkv)
+    op(**{**case._asdict(), "qkv": qkv})
+    assert torch.equal(qkv, expected)
+    assert bool((buffer[:, width:] == 7).all())
+
+
+@pytest.mark.parametrize("op", FORMS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_value_that_is_not_finite_stays_alone_among_the_values(value, op):
+    case, added = with_bias(make_case(5, 24, torch.float16, device=op.device))
+    case.qkv[2, 6 * 24 + 3] = added.qkv[2, 6 * 24 + 3] = value
+    torch.testing.assert_close(case.run(op), added.run(op), rtol=0, atol=0, equal_nan=True)
+    assert case.run(op)[:, 6 * 24 :].isfinite().sum() == 5 * 2 * 24 - 1
+
+
+def test_every_nan_of_bfloat16_stays_nan_under_a_bias():
+    bits = torch.cat([torch.arange(0x7F81, 0x8000), torch.arange(0xFF81, 0x10000)])
+    nans = (bits - 0x10000 * (bits >= 0x8000)).to(torch.int16).view(torch.bfloat16)[:, None]
+    case = make_case(len(nans), 24, torch.bfloat16)
+    ones = torch.ones_like(case.qkv[0])
+    assert case._replace(qkv=nans.repeat(1, 8 * 24), bias=ones).run().isnan().all()
+    assert case._replace(bias=nans[0].repeat(8 * 24)).run().isnan().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -126,11 +204,11 @@ def test_the_reference_is_the_rotation_of_transformers(dtype):
     assert torch.equal(case.run(qk_norm_rope_reference_), expected)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FORMS)
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_values_and_what_lies_between_rows_are_left_alone(dtype, norm, op):
-    case = make_case(5, 24, dtype, norm=norm)
+    case = make_case(5, 24, dtype, norm=norm, device=op.device)
     expected = case.run(op)
     assert torch.equal(expected[:, 6 * 24 :], case.qkv[:, 6 * 24 :])
     qkv, buffer = with_row_stride(case.qkv)
@@ -139,66 +217,82 @@ def test_values_and_what_lies_between_rows_are_left_alone(dtype, norm, op):
     assert bool((buffer[:, 8 * 24 :] == 7).all())
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FORMS)
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_queries_and_keys_may_be_rotated_apart(dtype, norm, op):
-    case = make_case(5, 64, dtype, norm=norm)
-    apart = case.qkv.clone()
-    shared = case._asdict()
-    op(**{**shared, "qkv": apart[:, : 4 * 64], "num_key_heads": 0})
-    op(**{**shared, "qkv": apart[:, 4 * 64 :], "num_query_heads": 0})
-    assert torch.equal(apart, case.run(op))
+    plain = make_case(5, 64, dtype, norm=norm, device=op.device)
+    for case in (plain, with_bias(plain)[0]):
+        apart = case.qkv.clone()
+        query, key = case._asdict(), case._asdict()
+        query |= {"qkv": apart[:, : 4 * 64], "num_key_heads": 0}
+        key |= {"qkv": apart[:, 4 * 64 :], "num_query_heads": 0}
+        if case.bias is not None:
+            query["bias"], key["bias"] = case.bias[: 4 * 64], case.bias[4 * 64 :]
+        op(**query)
+        op(**key)
+        assert torch.equal(apart, case.run(op))
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_only_one_of_the_norms_may_be_given(op):
-    both = make_case(5, 24, torch.float32, norm=True)
-    neither = both._replace(query_norm=None, key_norm=None).run(op)
-    query = both._replace(key_norm=None).run(op)
-    assert torch.equal(query[:, : 4 * 24], both.run(op)[:, : 4 * 24])
-    assert torch.equal(query[:, 4 * 24 :], neither[:, 4 * 24 :])
+@pytest.mark.parametrize("op", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_only_one_of_the_norms_may_be_given(dtype, op):
+    plain = make_case(5, 24, dtype, norm=True, device=op.device)
+    for both in (plain, with_bias(plain)[0]):
+        neither = both._replace(query_norm=None, key_norm=None).run(op)
+        query = both._replace(key_norm=None).run(op)
+        assert torch.equal(query[:, : 4 * 24], both.run(op)[:, : 4 * 24])
+        assert torch.equal(query[:, 4 * 24 :], neither[:, 4 * 24 :])
+        key = both._replace(query_norm=None).run(op)
+        assert torch.equal(key[:, : 4 * 24], neither[:, : 4 * 24])
+        assert torch.equal(key[:, 4 * 24 :], both.run(op)[:, 4 * 24 :])
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FORMS)
 def test_no_heads_leave_everything_as_it_is(op):
-    case = make_case(5, 24, torch.float32, heads=(0, 0))
+    case = make_case(5, 24, torch.float32, heads=(0, 0), device=op.device)
     assert torch.equal(case.run(op), case.qkv)
 
 
+@pytest.mark.parametrize("op", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_arguments_that_are_read_may_have_any_strides(dtype):
-    case = make_case(5, 24, dtype, norm=True)
+def test_arguments_that_are_read_may_have_any_strides(dtype, op):
+    case, _ = with_bias(make_case(5, 24, dtype, norm=True, device=op.device))
     scattered = case._replace(
         positions=torch.stack([case.positions] * 2, dim=1)[:, 0],
         cos=case.cos.t().contiguous().t(),
         sin=with_row_stride(case.sin)[0],
         query_norm=torch.stack([case.query_norm] * 2, dim=1)[:, 0],
+        bias=torch.stack([case.bias] * 2, dim=1)[:, 0],
     )
-    assert torch.equal(scattered.run(), case.run())
+    assert torch.equal(scattered.run(op), case.run(op))
 
 
+@pytest.mark.parametrize("op", FORMS)
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_alone_gives_the_same_bits_as_among_others(dtype, norm):
-    case = make_case(123, 80, dtype, norm=norm)
-    alone = case._replace(qkv=case.qkv[77:78], positions=case.positions[77:78])
-    assert torch.equal(alone.run(), case.run()[77:78])
+def test_a_row_alone_gives_the_same_bits_as_among_others(dtype, norm, op):
+    for case in with_bias(make_case(123, 80, dtype, norm=norm, device=op.device)):
+        alone = case._replace(qkv=case.qkv[77:78], positions=case.positions[77:78])
+        assert torch.equal(alone.run(op), case.run(op)[77:78])
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_nan_shows_in_its_pair_or_with_the_norm_in_its_head(dtype, op):
-    case = make_case(5, 24, dtype)
+    case = make_case(5, 24, dtype, device=op.device)
     case.qkv[2, 24 + 3] = torch.nan
     assert case.run(op).isnan().nonzero().tolist() == [[2, 24 + 3], [2, 24 + 15]]
-    norms = make_case(5, 24, dtype, norm=True)[7:9]
+    norms = make_case(5, 24, dtype, norm=True, device=op.device)[7:9]
     normed = case._replace(query_norm=norms[0], key_norm=norms[1]).run(op)
     assert normed.isnan().nonzero().tolist() == [[2, 24 + i] for i in range(24)]
 
 
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("position", [-1, POSITIONS])
+OUTSIDE = [-1, POSITIONS, 2**31 - 1, -(2**31)]
+
+
+@pytest.mark.parametrize("op", ON_CPU)
+@pytest.mark.parametrize("position", OUTSIDE)
 def test_a_position_outside_of_the_tables_is_an_error_on_the_cpu(position, op):
     case = make_case(5, 24, torch.float32)
     case.positions[3] = position
@@ -206,12 +300,50 @@ def test_a_position_outside_of_the_tables_is_an_error_on_the_cpu(position, op):
         case.run(op)
 
 
+@pytest.mark.parametrize("op", ON_CUDA)
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("position", OUTSIDE)
+def test_a_position_outside_of_the_tables_makes_its_heads_nan_on_cuda(position, norm, op):
+    plain = make_case(5, 24, torch.float32, norm=norm, device=op.device)
+    for case in (plain, with_bias(plain)[0]):
+        known = case.run(op)
+        case.positions[3] = position
+        # The rows around the tables are there to be read by mistake.
+        cos, sin = (torch.nn.functional.pad(t, (0, 0, 1, 1))[1:-1] for t in (case.cos, case.sin))
+        rotated = case._replace(cos=cos, sin=sin).run(op)
+        assert rotated[3, : 6 * 24].isnan().all()
+        assert torch.equal(rotated[3, 6 * 24 :], known[3, 6 * 24 :])
+        others = [0, 1, 2, 4]
+        assert torch.equal(rotated[others], known[others])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+@pytest.mark.parametrize("position", OUTSIDE)
+def test_a_position_outside_of_the_tables_makes_the_heads_of_the_reference_nan_on_cuda(position):
+    case = make_case(5, 24, torch.float32, device="cuda")
+    case.positions[3] = position
+    outside = case.run(qk_norm_rope_reference_)[:, : 6 * 24].isnan()
+    assert outside.all(dim=1).tolist() == [False, False, False, True, False]
+    assert outside.any(dim=1).tolist() == [False, False, False, True, False]
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("norm", [False, True])
+def test_offsets_beyond_two_to_the_31_are_right(norm):
+    op = triton_form(qk_norm_rope_)
+    case, _ = with_bias(make_case(3, 24, torch.bfloat16, norm=norm, device=op.device))
+    far = far_rows(case.qkv)
+    op(**{**case._asdict(), "qkv": far})
+    assert torch.equal(far, case.run(op))
+
+
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_opcheck_passes(dtype, norm):
-    case = make_case(5, 24, dtype, norm=norm)
-    results = torch.library.opcheck(torch.ops.c2v.qk_norm_rope_.default, case.args())
-    assert set(results.values()) == {"SUCCESS"}
+    plain = make_case(5, 24, dtype, norm=norm)
+    for case in (plain, with_bias(plain)[0]):
+        results = torch.library.opcheck(torch.ops.c2v.qk_norm_rope_.default, case.args())
+        assert set(results.values()) == {"SUCCESS"}
 
 
 WRONG = [
@@ -229,10 +361,12 @@ WRONG = [
     ({"sin": torch.zeros(50, 12).half()}, "sin is .*float16", "sin must have the first argument's"),
     ({"query_norm": torch.ones(12)}, r"query_norm is \[12\]", r"query_norm must be \[24\]"),
     ({"key_norm": torch.ones(12)}, r"key_norm is \[12\]", r"key_norm must be \[24\]"),
+    ({"bias": torch.ones(144)}, r"bias is \[144\].*\[192\]", r"bias must be \[192\]"),
+    ({"bias": torch.ones(192).half()}, "bias is .*float16", "bias must have the first argument's"),
 ]
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FORMS)
 @pytest.mark.parametrize(("change", "message", "_"), WRONG)
 def test_wrong_arguments_are_refused_with_what_was_expected(change, message, _, op):
     case = make_case(5, 24, torch.float32)._asdict()

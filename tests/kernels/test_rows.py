@@ -95,9 +95,11 @@ def test_every_instruction_set_gives_the_same_norms_and_activation(library, widt
 
     # As far from zero as the norm goes, for ulps to mean something: 0.5 or more of both signs.
     far = bias + 8
-    rows = arguments(Rows(x), Rows(residual), weight, far, output, width, eps, code)
-    library.add_layer_norm(rows, ROWS)
-    assert_same_op(output, add_layer_norm(x, residual, weight, far, eps=EPS))
+    for x_bias in (None, weight):
+        none = ctypes.c_void_p(None)
+        members = (Rows(x), none if x_bias is None else x_bias, Rows(residual), weight, far, output)
+        library.add_layer_norm(arguments(*members, width, eps, code), ROWS)
+        assert_same_op(output, add_layer_norm(x, residual, weight, far, eps=EPS, x_bias=x_bias))
 
     gate_up = torch.cat([x * 4, residual], dim=1)
     library.silu_and_mul(arguments(Rows(gate_up), output, width, code), ROWS)
@@ -114,19 +116,26 @@ def test_every_instruction_set_gives_the_same_rotation(library, head_dim, dtype)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     rotated, same = qkv.clone(), qkv.clone()
     none = ctypes.c_void_p(None)
-    members = (Rows(rotated), positions, Rows(cos), Rows(sin), none, none, 4, 2, head_dim)
+    members = (Rows(rotated), none, positions, Rows(cos), Rows(sin), none, none)
+    sizes = (8 * head_dim, 4, 2, head_dim)
     code, eps = ctypes.c_int(DTYPES.index(dtype)), ctypes.c_float(EPS)
-    library.qk_norm_rope(arguments(*members, eps, code), ROWS)
+    library.qk_norm_rope(arguments(*members, *sizes, eps, code), ROWS)
     counts = {"num_query_heads": 4, "num_key_heads": 2, "head_dim": head_dim}
     qk_norm_rope_(same, positions, cos, sin, **counts)
+    assert_same_op(rotated, same)
+
+    bias = random(8 * head_dim, dtype=dtype, seed=2)
+    members = (members[0], bias, *members[2:])
+    library.qk_norm_rope(arguments(*members, *sizes, eps, code), ROWS)
+    qk_norm_rope_(same, positions, cos, sin, **counts, bias=bias)
     assert_same_op(rotated, same)
 
     # A quarter turn keeps what the norm gives, and ulps tell how it was rounded.
     cos.zero_()
     sin.fill_(1)
     norm = random(head_dim, dtype=dtype, seed=1).abs() + 0.5
-    members = (*members[:4], norm, norm, *members[6:])
-    library.qk_norm_rope(arguments(*members, eps, code), ROWS)
+    members = (members[0], none, *members[2:5], norm, norm)
+    library.qk_norm_rope(arguments(*members, *sizes, eps, code), ROWS)
     qk_norm_rope_(same, positions, cos, sin, **counts, query_norm=norm, key_norm=norm, eps=EPS)
     torch.testing.assert_close(rotated, same, rtol=0, atol={2: 0.08, 4: 1e-5}[dtype.itemsize])
 
