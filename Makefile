@@ -3,7 +3,10 @@
 # make lint    ruff and mypy
 # make setup   the set-up alone
 # make bench   the CPU benchmark (minutes)
-# make gpu     on a machine with a CUDA GPU and its own torch: build in place, test, measure, write results
+# make aot     compile every Triton kernel for sm_80, sm_90 and sm_100; no GPU is needed
+# make gpu OUT=folder
+#              on a machine with a CUDA GPU and its own torch: build in place, test, measure, and
+#              write results to the folder; nothing is installed
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=dir the environment, TORCH=... what pip is asked for
 # where the environment has no torch yet.
@@ -16,7 +19,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.c2v-setup
 BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*)
 
-.PHONY: setup demo test lint bench gpu clean
+OUT ?= benchmarks/results/gpu
+
+.PHONY: setup demo test lint bench aot gpu clean
 
 setup: $(STAMP)
 
@@ -52,9 +57,13 @@ lint: $(STAMP)
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/bench_cpu_encode.py
 
-# Runs with the interpreter that has the CUDA torch; installs nothing.
+aot: $(STAMP)
+	@$(BIN)/python tools/aot.py
+
+# Runs with the interpreter that has the CUDA torch; installs nothing. COMMIT= names the commit of a
+# copy without .git.
 gpu:
-	@$(PYTHON) benchmarks/gpu.py
+	@$(PYTHON) benchmarks/gpu.py --out $(OUT) $(if $(COMMIT),--commit $(COMMIT))
 
 clean:
 	rm -rf $(STAMP) build dist demo *.egg-info c2v_engine/_C*.so .pytest_cache .mypy_cache .ruff_cache

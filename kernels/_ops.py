@@ -11,7 +11,7 @@ from torch import Tensor
 
 from c2v_engine.errors import InputError
 from c2v_engine.kernels._extension import load_extension
-from c2v_engine.kernels._triton import triton_serves, triton_status, use_device
+from c2v_engine.kernels._triton import OLDEST_CAPABILITY, triton_serves, triton_status, use_device
 
 __all__ = ["TRITON_FORMS", "can_validate", "check_like", "check_rows", "complete_op", "refuse"]
 
@@ -77,6 +77,7 @@ def complete_op(
     fake: Callable[..., Any],
     *,
     triton_form: Callable[..., Any] | None = None,
+    oldest_capability: tuple[int, int] = OLDEST_CAPABILITY,
     compiled: bool = True,
 ) -> None:
     """Completes ``c2v::name``: a form for every device, and a fake kernel.
@@ -88,6 +89,7 @@ def complete_op(
             does.
         fake: the same for tensors without values.
         triton_form: the same by a Triton kernel, for CUDA.
+        oldest_capability: the first compute capability that the kernel can be compiled for.
         compiled: whether the extension has a kernel for this op, on the CPU at least.
     """
     qualified = f"c2v::{name}"
@@ -97,7 +99,9 @@ def complete_op(
     torch.library.register_fake(qualified, fake)
     if triton_form is not None and triton_status().available:
         _triton_forms[name] = triton_form
-        torch.library.impl(qualified, "cuda", _cuda_form(pytorch_form, triton_form))
+        torch.library.impl(
+            qualified, "cuda", _cuda_form(pytorch_form, triton_form, oldest_capability)
+        )
 
 
 _triton_forms: dict[str, Callable[..., Any]] = {}
@@ -106,11 +110,13 @@ TRITON_FORMS: Mapping[str, Callable[..., Any]] = MappingProxyType(_triton_forms)
 
 
 def _cuda_form(
-    pytorch_form: Callable[..., Any], triton_form: Callable[..., Any]
+    pytorch_form: Callable[..., Any],
+    triton_form: Callable[..., Any],
+    oldest_capability: tuple[int, int],
 ) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
         main = next(argument for argument in arguments if isinstance(argument, Tensor))
-        if not triton_serves(main.device):
+        if not triton_serves(main.device, oldest_capability):
             return pytorch_form(*arguments)
         with use_device(main):
             return triton_form(*arguments)

@@ -26,6 +26,7 @@ else:
 
 __all__ = [
     "FP_FUSION",
+    "OLDEST_CAPABILITY",
     "TritonStatus",
     "cdiv",
     "jit",
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 OLDEST_CAPABILITY = (8, 0)
-"""What Triton is made for, and the first with bfloat16."""
+"""The first compute capability that Triton is made for, and that has bfloat16."""
 
 FP_FUSION = True
 """Passed to every launch: a product and a sum may share one rounding, as in PyTorch's kernels.
@@ -74,11 +75,13 @@ def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 @cache
-def triton_serves(device: torch.device) -> bool:
+def triton_serves(
+    device: torch.device, oldest_capability: tuple[int, int] = OLDEST_CAPABILITY
+) -> bool:
     """Whether the Triton form of an op can run on a device; its PyTorch form does elsewhere."""
     if triton is None or device.type != "cuda":
         return False
-    return torch.cuda.get_device_capability(device) >= OLDEST_CAPABILITY
+    return torch.cuda.get_device_capability(device) >= oldest_capability
 
 
 def use_device(tensor: Tensor) -> AbstractContextManager[Any]:

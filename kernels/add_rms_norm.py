@@ -25,7 +25,12 @@ from torch import Tensor
 from c2v_engine.kernels._ops import check_like, check_rows, complete_op
 from c2v_engine.kernels._tiles import MAX_TILE_COLUMNS, row_tile
 from c2v_engine.kernels._triton import jit, readable, tl
-from c2v_engine.kernels.float8 import empty_float8_rows, quantize_rows, store_float8_rows
+from c2v_engine.kernels.float8 import (
+    FLOAT8_CAPABILITY,
+    empty_float8_rows,
+    quantize_rows,
+    store_float8_rows,
+)
 
 __all__ = [
     "add_rms_norm",
@@ -228,5 +233,6 @@ complete_op(
     _pytorch_form_fp8,
     _fake_fp8,
     triton_form=_triton_form_fp8,
+    oldest_capability=FLOAT8_CAPABILITY,
     compiled=False,
 )

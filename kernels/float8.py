@@ -16,9 +16,18 @@ from torch import Tensor
 
 from c2v_engine.kernels._triton import jit, tl
 
-__all__ = ["FLOAT8", "FLOAT8_MAX", "empty_float8_rows", "quantize_rows", "store_float8_rows"]
+__all__ = [
+    "FLOAT8",
+    "FLOAT8_CAPABILITY",
+    "FLOAT8_MAX",
+    "empty_float8_rows",
+    "quantize_rows",
+    "store_float8_rows",
+]
 
 FLOAT8 = torch.float8_e4m3fn
+FLOAT8_CAPABILITY = (8, 9)
+"""The first compute capability that has the format; on an older one the PyTorch form serves."""
 FLOAT8_MAX = 448.0
 _SMALLEST = 1e-12
 
@@ -34,8 +43,10 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     wide = x.float()
     largest = wide.abs().amax(dim=-1, keepdim=True).clamp(min=_SMALLEST)
+    # A number over a tensor would be the reciprocal times the number, which rounds twice.
+    inverse = torch.full_like(largest, FLOAT8_MAX) / largest
     # Rounding can carry a product past the largest value, which the format would make NaN.
-    values = (wide * (FLOAT8_MAX / largest)).clamp(-FLOAT8_MAX, FLOAT8_MAX).to(FLOAT8)
+    values = (wide * inverse).clamp(-FLOAT8_MAX, FLOAT8_MAX).to(FLOAT8)
     return values, largest / FLOAT8_MAX
 
 

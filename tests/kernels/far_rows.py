@@ -1,4 +1,4 @@
-"""Rows that lie so far apart that the offset of the last passes 2^31 elements."""
+"""Rows in the midst of other memory: far apart, or with finite values before and after them."""
 
 import pytest
 import torch
@@ -16,3 +16,10 @@ def far_rows(rows):
         pytest.skip(f"no buffer of over 2^31 elements: {error}")
     far = buffer.as_strided(rows.shape, (STRIDE, 1))
     return far.copy_(rows)
+
+
+def amid_ones(rows):
+    """The same rows between rows of ones, so that what is read beyond them is not NaN by chance."""
+    buffer = rows.new_ones((len(rows) + 2, rows.shape[1]))
+    amid = buffer[1:-1]
+    return amid.copy_(rows)

@@ -1,0 +1,124 @@
+"""The tests that a GPU is for, one process a file: what ends one file leaves the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from kernel_benchmark.record import Record
+from processes import ROOT, Ended, end_all, run_command
+
+__all__ = ["GPU_TEST_FOLDERS", "gpu_test_files", "run_test_files"]
+
+GPU_TEST_FOLDERS = ("tests/gpu", "tests/kernels", "tests/csrc")
+# They compile for GPUs that are not here, take minutes, and are part of the tests of any machine.
+LEFT_OUT = ("test_aot", "test_cuda_compile")
+MOST_JOBS = 6
+
+
+def gpu_test_files() -> list[Path]:
+    """The files, those of the first folder first."""
+    found = [path for name in GPU_TEST_FOLDERS for path in sorted(ROOT.glob(f"{name}/test_*.py"))]
+    return [path for path in found if not path.name.startswith(LEFT_OUT)]
+
+
+def run_test_files(
+    files: Sequence[Path], record: Record, seconds: float, jobs: int | None = None
+) -> dict[str, Any]:
+    """Runs the files, some at a time, and records each as it ends.
+
+    Args:
+        files: to run.
+        record: gets an entry for each file under ``files``, and the totals.
+        seconds: for all.
+        jobs: files at a time; by default as many as the processors bear.
+
+    Returns:
+        The totals: passed, failed, skipped, and the problems as lines.
+    """
+    processors = os.cpu_count() or 1
+    jobs = jobs or max(1, min(MOST_JOBS, processors // 2))
+    deadline = time.monotonic() + seconds
+    threads = {"OMP_NUM_THREADS": str(max(1, processors // jobs))}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(run_file, path, Path(folder), deadline, threads) for path in files]
+        try:
+            for future in as_completed(futures):
+                record.extend("files", [future.result()])
+        except BaseException:  # a signal: the pool would wait for what still runs
+            pool.shutdown(wait=False, cancel_futures=True)
+            end_all()
+            raise
+    totals = add_up(record.content.get("files", []))
+    for key, value in totals.items():
+        record.put(key, value)
+    return totals
+
+
+def run_file(path: Path, folder: Path, deadline: float, extra: dict[str, str]) -> dict[str, Any]:
+    name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+    left = deadline - time.monotonic()
+    if left <= 0:
+        return {"file": name, "note": "not begun, the time was up", "complete": False}
+    outcomes = folder / f"{path.stem}.jsonl"
+    python_path = os.pathsep.join(
+        filter(None, (str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH")))
+    )
+    command = [sys.executable, "-m", "pytest", str(path), "-q", "--tb=short", "--color=no"]
+    command += ["-p", "no:cacheprovider", "-p", "outcomes_plugin", "--outcomes", str(outcomes)]
+    log = folder / f"{path.stem}.log"
+    ended = run_command(command, left, log, {**extra, "PYTHONPATH": python_path})
+    lines = outcomes.read_text(encoding="utf-8").splitlines() if outcomes.is_file() else []
+    return {"file": name, **judge([json.loads(line) for line in lines if line[-1:] == "}"], ended)}
+
+
+def judge(outcomes: Sequence[dict[str, Any]], ended: Ended) -> dict[str, Any]:
+    """What a file's outcomes and the end of its process come to."""
+    counts = Counter(outcome["outcome"] for outcome in outcomes)
+    reported = {outcome["test"] for outcome in outcomes if outcome["outcome"] != "started"}
+    started = [outcome["test"] for outcome in outcomes if outcome["outcome"] == "started"]
+    # pytest's own statuses: all passed, some failed, no test in the file.
+    complete = ended.status in (0, 1, 5)
+    entry: dict[str, Any] = {
+        "complete": complete,
+        "note": ended.note,
+        "seconds": ended.seconds,
+        "passed": counts["passed"],
+        "failed": counts["failed"],
+        "skipped": counts["skipped"],
+        "skips": Counter(o["message"] for o in outcomes if o["outcome"] == "skipped"),
+        "failures": [o for o in outcomes if o["outcome"] == "failed"],
+        "slowest": sorted(
+            (o for o in outcomes if "seconds" in o), key=lambda o: o["seconds"], reverse=True
+        )[:3],
+    }
+    if not complete:
+        entry["running"] = [test for test in started if test not in reported][-1:]
+        entry["output"] = ended.output[-2000:]
+    elif ended.status == 1 and not entry["failures"]:
+        entry["output"] = ended.output[-2000:]
+    return entry
+
+
+def add_up(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The totals of all files; a file that did not come to its end is a problem."""
+    problems = []
+    for entry in entries:
+        if not entry["complete"]:
+            at = "".join(f", in {test}" for test in entry.get("running", []))
+            problems.append(f"{entry['file']}: {entry['note']}{at}")
+        elif entry["failed"] or entry["note"] == "ended with status 1":
+            problems.append(f"{entry['file']}: {entry['failed']} failed")
+    totals = {
+        name: sum(entry.get(name, 0) for entry in entries)
+        for name in ("passed", "failed", "skipped")
+    }
+    return {**totals, "problems": problems}

@@ -1,0 +1,117 @@
+"""A run over cases: within a budget, every result written as it comes, resumed after a crash."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kernel_benchmark.case import Case
+from kernel_benchmark.measure import (
+    DeviceLostError,
+    Settings,
+    device_answers,
+    measure_case,
+    one_line,
+)
+from kernel_benchmark.record import Record
+
+__all__ = ["Budget", "run_cases"]
+
+
+class Budget:
+    """Seconds that a part of a run may take.
+
+    Args:
+        seconds: from now on; None for no end.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._start = time.monotonic()
+        self._seconds = seconds
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._start
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more may begin."""
+        return self._seconds is not None and self.spent >= self._seconds
+
+
+def run_cases(
+    cases: Sequence[Case],
+    settings: Settings,
+    record: Record,
+    budget: Budget,
+    show: Callable[[dict[str, Any]], None] = lambda entry: None,
+) -> None:
+    """Measures cases one after the other, and notes in the record what was left out and why.
+
+    What the record already holds is not measured again. A provider that ended the process of an
+    earlier attempt is left out of its case.
+
+    Raises:
+        DeviceLostError: the GPU refuses further calls; a new process can go on from the record.
+    """
+    crashes = note_crash(record)
+    done = {entry["case"] for entry in record.content.get("results", [])}
+    record.put("cut", None)
+    for number, case in enumerate(cases):
+        if case.name in done:
+            continue
+        if budget.over:
+            left = [case.name for case in cases[number:] if case.name not in done]
+            record.put("cut", {"after_s": round(budget.spent, 1), "not_measured": left})
+            break
+        entries = attempt_case(case, settings, record, crashes.get(case.name, {}))
+        record.content["running"] = None
+        record.extend("results", entries)
+        for entry in entries:
+            show(entry)
+    record.put("seconds", round(record.content.get("seconds", 0.0) + budget.spent, 1))
+
+
+def attempt_case(
+    case: Case, settings: Settings, record: Record, excluded: dict[str, str]
+) -> list[dict[str, Any]]:
+    """The entries of a case, or one that says why it has none."""
+
+    def announce(provider: str) -> None:
+        record.put("running", {"case": case.name, "provider": provider})
+
+    if set(excluded) & {"arguments", "timing"}:
+        reason = next(iter(excluded.values()))
+        return [{"op": case.op.name, "case": case.name, "status": "crashed", "reason": reason}]
+    try:
+        return measure_case(
+            case, dataclasses.replace(settings, announce=announce, excluded=excluded)
+        )
+    except Exception as error:
+        reason = f"{running(record)}: {one_line(error)}"
+        if isinstance(error, DeviceLostError) or not device_answers(settings.device):
+            note = {"case": case.name, "provider": running(record), "reason": one_line(error)}
+            record.extend("crashes", [note])
+            record.put("running", None)
+            raise DeviceLostError(f"{case.name}: {reason}") from error
+        return [{"op": case.op.name, "case": case.name, "status": "failed", "reason": reason}]
+
+
+def running(record: Record) -> str:
+    current: dict[str, str] = record.content.get("running") or {}
+    return current.get("provider", "")
+
+
+def note_crash(record: Record) -> dict[str, dict[str, str]]:
+    """The providers that ended earlier processes, by case; the last may have left no word."""
+    current = record.content.get("running")
+    if current:
+        record.extend("crashes", [{**current, "reason": "the process ended while it ran"}])
+        record.put("running", None)
+    found: dict[str, dict[str, str]] = {}
+    for crash in record.content.get("crashes", []):
+        found.setdefault(crash["case"], {})[crash["provider"]] = crash["reason"]
+    return found
