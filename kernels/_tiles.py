@@ -56,18 +56,22 @@ class RowTile:
         return (cdiv(tokens, self.rows),)
 
 
-def row_tile(width: int) -> RowTile:
+def row_tile(width: int, *, per_thread: int = _ELEMENTS_PER_THREAD) -> RowTile:
     """The tile for rows of a width; the number of rows in a batch never changes it.
 
     A row is read once and kept in registers, so that the reduction and the result need no second
     pass. Narrow rows share a program: fewer than four warps leave a multiprocessor's slots for
     blocks full before its threads are. The sum of a row is formed in an order that this tile alone
     decides, so a row's result does not depend on the batch.
+
+    Args:
+        width: of a row, up to ``MAX_TILE_COLUMNS``.
+        per_thread: elements of a thread; an op asks for fewer where its registers would spill.
     """
     columns = next_power_of_2(width)
     assert columns <= MAX_TILE_COLUMNS
-    rows = max(1, _MIN_WARPS * _WARP * _ELEMENTS_PER_THREAD // columns)
-    warps = rows * columns // (_WARP * _ELEMENTS_PER_THREAD)
+    rows = max(1, _MIN_WARPS * _WARP * per_thread // columns)
+    warps = rows * columns // (_WARP * per_thread)
     return RowTile(rows, columns, min(max(warps, _MIN_WARPS), _MAX_WARPS))
 
 

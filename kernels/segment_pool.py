@@ -267,11 +267,11 @@ def pooling_tile(width: int, *, gather: bool) -> PoolingTile:
     A warp takes 256 columns: 16 bytes of each row for every thread in 16 bits, 32 in float32. It
     adds row after row, so only rows under way hide the latency of the memory: 16 of each of 128
     texts, 768 wide, are 3 MB, about what a GPU reads in that time. Gathered rows are not loaded
-    steps ahead, for each would wait for its number first; the numbers of 16 are loaded at once
-    instead. Narrow rows share a program.
+    steps ahead, for each would wait for its number first; the numbers of 8 are loaded at once
+    instead, more than the windows of most texts. Narrow rows share a program.
     """
     columns = min(next_power_of_2(width), 256)
-    unroll, stages = (16, 1) if gather else (4, 5)
+    unroll, stages = (8, 1) if gather else (4, 5)
     return PoolingTile(256 // columns, columns, unroll, stages, num_warps=1)
 
 

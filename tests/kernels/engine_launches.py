@@ -1,0 +1,142 @@
+"""Run by ``test_aot_engine``: what the engine's own forward launches, beside what ``aot`` compiles.
+
+Models of real sizes, of tensors without values, embed batches as they do on CUDA: their ops call
+the Triton forms, whose launches are written down. Prints, as JSON, the launches that are not among
+those of ``tools/aot_cases.py``, and the kernels on either side.
+"""
+
+import json
+import sys
+
+import numpy as np
+import torch
+from aot import record
+from aot_cases import DTYPES, MODELS
+from aot_launches import recorded_launches
+from transformers import BertConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+
+from c2v_engine.kernels._ops import TRITON_FORMS
+from c2v_engine.model import decoder, encoder, projector
+from c2v_engine.model.attention.select import BACKENDS
+from c2v_engine.model.causal2vec import ContextModel, PackedCausal2Vec
+from c2v_engine.model.config import Causal2VecConfig, EncoderConfig, ProjectorConfig
+from c2v_engine.model.pooling import OutputFormat
+from c2v_engine.runtime.packing import PackingRules, pack
+from c2v_engine.runtime.tokenization import TokenizedText
+
+META = torch.device("meta")
+CAPABILITY = 90
+STOCK = {
+    "Mistral-7B": MistralConfig,
+    "S-LLaMA-1.3B": LlamaConfig,
+    "Qwen2.5-0.5B": Qwen2Config,
+    "Qwen3-0.6B": Qwen3Config,
+}
+BERT = next(model for model in MODELS if model.kind == "encoder")
+PAPER = {"encoder": EncoderConfig(pooling="mean"), "projector": ProjectorConfig(hidden_size=2048)}
+CHECKPOINTS = {
+    "the paper's": PAPER,
+    "cls pooling": PAPER | {"encoder": EncoderConfig(pooling="cls")},
+    "bidirectional": PAPER | {"attention": "bidirectional"},
+    "last token": {"template": ("{text}", "<eos>"), "pooling": ("<eos>",)},
+    "mean pooling": {"template": ("<bos>", "{text}"), "pooling": ("{text}",)},
+}
+
+
+class Folder:
+    """In place of a folder of weights: holds every name, in the shape that is asked for."""
+
+    names = ()
+
+    def __init__(self, *path):
+        pass
+
+    def __contains__(self, name):
+        return True
+
+    def take(self, name, shape):
+        return torch.empty(shape, device=META)
+
+    def refuse_extra(self, *unused):
+        pass
+
+
+def as_on_cuda(op, form):
+    """A Triton form, called with what the op is called with."""
+    schema = op.default._schema.arguments
+
+    def call(*given):
+        return form(*given, *(argument.default_value for argument in schema[len(given) :]))
+
+    return call
+
+
+def stock_config(model, **options):
+    options |= {
+        "hidden_size": model.hidden,
+        "num_attention_heads": model.heads,
+        "intermediate_size": model.intermediate,
+        "num_hidden_layers": 3,
+    }
+    if model.kind == "encoder":
+        return BertConfig(**options)
+    options |= {"num_key_value_heads": model.kv_heads, "head_dim": model.head_dim}
+    if model.window is not None:
+        options["sliding_window"] = 100  # short, so that small batches reach it
+    return STOCK[model.name](**options)
+
+
+def build(model, dtype, activation, config):
+    attention = BACKENDS["packed_triton"]()
+    stock = stock_config(model, hidden_act=activation)
+    loaded = decoder.Decoder.load("", stock, 512, dtype, META)
+    context = None
+    if config.encoder is not None:
+        context = ContextModel(
+            encoder.Encoder.load("", stock_config(BERT), dtype, META),
+            attention,
+            projector.Projector.load("", config.projector, BERT.hidden, model.hidden, dtype, META),
+        )
+    return PackedCausal2Vec(config, loaded, attention, context)
+
+
+def batch_of(config, texts, length):
+    """Like texts; the encoder reads them in two passes, for want of budget."""
+    template = config.parsed_template
+    sizes = [1 if entry.format is None else length for entry in template.entries]
+    bounds = tuple(np.cumsum([0, *sizes]).tolist())
+    windows = (np.zeros(length, dtype=np.int32),) if config.encoder else ()
+    text = TokenizedText(np.zeros(bounds[-1], dtype=np.int32), bounds, windows)
+    rules = PackingRules.from_template(template, config.encoder.pooling if windows else "mean")
+    return pack([text] * texts, rules, texts * length // 2 + 1, META)
+
+
+def main():
+    for module in (decoder, encoder, projector):
+        module.WeightFolder = Folder
+    for name, form in TRITON_FORMS.items():
+        setattr(torch.ops.c2v, name, as_on_cuda(getattr(torch.ops.c2v, name), form))
+    compiled = {entry.launch.key: entry.launch.kernel for entry in record(TRITON_FORMS, CAPABILITY)}
+    unknown, launched = {}, set()
+    decoders = [(model, "silu") for model in MODELS if model.kind == "decoder"]
+    decoders += [(model, "gelu_pytorch_tanh") for model, _ in decoders[:1]]
+    for model, activation in decoders:
+        for dtype in DTYPES:
+            for name, options in CHECKPOINTS.items():
+                config = Causal2VecConfig(**options)
+                engine = build(model, dtype, activation, config)
+                with recorded_launches(CAPABILITY) as launches:
+                    for texts, length in ((1, 1), (7, 200)):
+                        batch = batch_of(config, texts, length)
+                        engine.forward(batch, OutputFormat(keep=model.hidden))
+                launched.update(launch.kernel for launch in launches)
+                for launch in launches:
+                    if launch.key not in compiled:
+                        found = f"{launch.kernel} {launch.source.constants}"
+                        unknown.setdefault(found, f"{model.name}, {dtype}, {name}")
+    kernels = sorted(set(compiled.values()))
+    json.dump({"unknown": unknown, "launched": sorted(launched), "compiled": kernels}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
