@@ -45,7 +45,7 @@ void check_shapes(const Tensor& query, const Tensor& key, const Tensor& value,
                   "packed_attention: query, key and value must be [rows, heads, head_dim]");
   const ScalarType dtype = query.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16,
-                  "packed_attention: query must be float32 or bfloat16");
+                  "packed_attention: query must be float32, float16 or bfloat16");
   STD_TORCH_CHECK(key.scalar_type() == dtype && value.scalar_type() == dtype && key.is_cpu() &&
                       value.is_cpu(),
                   "packed_attention: key and value must have dtype and device of query");
@@ -149,10 +149,22 @@ Tensor attend(const Tensor& query, const Tensor& key, const Tensor& value,
   return output;
 }
 
+// The bounds of rows are for the CUDA kernels; the ones here read cu_seqlens. float16, which no CPU
+// kernel is made for, is computed in float32.
 Tensor packed_attention(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens,
                         int64_t max_seqlen, bool causal, int64_t window, double scale,
-                        std::optional<Tensor> query_rows) {
-  return attend(query, key, value, cu_seqlens, max_seqlen, causal, window, scale, query_rows, -1);
+                        std::optional<Tensor> query_rows, std::optional<Tensor> row_bounds) {
+  (void)row_bounds;
+  const auto half = [](const Tensor& x) { return x.scalar_type() == ScalarType::Half; };
+  if (!half(query)) {
+    return attend(query, key, value, cu_seqlens, max_seqlen, causal, window, scale, query_rows, -1);
+  }
+  STD_TORCH_CHECK(half(key) && half(value),
+                  "packed_attention: key and value must have dtype and device of query");
+  const auto wide = [](const Tensor& x) { return torch::stable::to(x, ScalarType::Float); };
+  return torch::stable::to(attend(wide(query), wide(key), wide(value), cu_seqlens, max_seqlen,
+                                  causal, window, scale, query_rows, -1),
+                           ScalarType::Half);
 }
 
 Tensor packed_attention_variant(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens,
@@ -170,7 +182,8 @@ int64_t packed_attention_variants() { return c2v::supported_attention_variants()
 STABLE_TORCH_LIBRARY_FRAGMENT(c2v, m) {
   m.def(
       "packed_attention(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens, "
-      "int max_seqlen, bool causal, int window, float scale, Tensor? query_rows) -> Tensor");
+      "int max_seqlen, bool causal, int window, float scale, Tensor? query_rows, "
+      "Tensor? row_bounds=None) -> Tensor");
   // For tests and c2v doctor: one variant of the CPU kernel, and the bits of those that run here.
   m.def(
       "_packed_attention_variant(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens, "

@@ -12,28 +12,33 @@ Scores, softmax and sums are float32; the compiled bfloat16 kernel rounds ``p`` 
 it meets ``v``, as FlashAttention does (Dao, 2023, arXiv:2307.08691). Between blocks of 512 keys it
 keeps an online softmax.
 
-A row's result depends on nothing but its own sequence, to the bit: not on the batch around it, not
-on the number of threads, and, in a compiled kernel, not on whether all rows are asked for or chosen
-ones. The one exception is a sequence that holds NaN or infinity: it reaches every row that sees it,
-and may reach rows of that sequence that do not.
+On the CPU a row's result depends on nothing but its own sequence, to the bit: not on the batch
+around it, not on the number of threads, and, in a compiled kernel, not on whether all rows are
+asked for or chosen ones. The Triton form for chosen rows keeps the same promise for the sequence
+and the rows chosen of it. The Triton form for all rows keeps it within rounding: a sequence's keys
+are added up in blocks, and where these begin depends on what stands before it in the batch; the
+same batch always gives the same bits. In every form no value reaches a row of another sequence, NaN
+and infinity included. Within a sequence such a one reaches every row that sees it, and may reach
+rows that do not.
 
-The op is ``torch.ops.c2v.packed_attention``, for inference only: it has no gradient. Its compiled
-CPU kernels stand in ``csrc/``, one for each instruction set, of which the processor is given the
-fastest it has; everywhere else the PyTorch form below serves under the same name, one sequence
+The op is ``torch.ops.c2v.packed_attention``, for inference only: it has no gradient. On CUDA it is
+one of the two kernels of ``packed_attention_triton``. Its compiled CPU kernels stand in ``csrc/``,
+one for each instruction set, of which the processor is given the fastest it has; they compute
+float16 in float32. Everywhere else the PyTorch form below serves under the same name, one sequence
 after the other.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from c2v_engine.errors import InputError
 from c2v_engine.kernels._extension import load_extension
-from c2v_engine.kernels._ops import complete_op, refuse
+from c2v_engine.kernels._ops import can_validate, complete_op, refuse
+from c2v_engine.kernels.packed_attention_triton import attend_all_rows, attend_chosen_rows
 
 __all__ = [
     "MAX_HEAD_DIM",
@@ -42,6 +47,7 @@ __all__ = [
     "cpu_variants",
     "packed_attention",
     "packed_attention_reference",
+    "row_bounds",
 ]
 
 MAX_HEAD_DIM = 256
@@ -56,10 +62,11 @@ class CpuVariant(IntEnum):
     avx512_bf16 = 3  # bfloat16 tensors only
 
 
-_DTYPES = (torch.float32, torch.bfloat16)
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_CPU_DTYPES = (torch.float32, torch.bfloat16)
 _SCHEMA = (
     "(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens, int max_seqlen, bool causal, "
-    "int window, float scale, Tensor? query_rows) -> Tensor"
+    "int window, float scale, Tensor? query_rows, Tensor? row_bounds=None) -> Tensor"
 )
 
 
@@ -72,8 +79,8 @@ def cpu_variants() -> tuple[CpuVariant, ...]:
 
 
 def cpu_variant(dtype: torch.dtype) -> CpuVariant | None:
-    """The compiled kernel that serves a dtype on this CPU, or None where the PyTorch form does."""
-    if dtype not in _DTYPES:
+    """The compiled kernel that is made for a dtype on this CPU, or None where there is none."""
+    if dtype not in _CPU_DTYPES:
         return None
     fits = (
         variant
@@ -94,15 +101,20 @@ def packed_attention(
     scale: float,
     window: int | None = None,
     query_rows: Tensor | None = None,
+    row_bounds: Tensor | None = None,
+    validate: bool = True,
 ) -> Tensor:
     """Attends within each packed sequence, from all of its rows or from chosen ones.
 
     All tensors are on one device. Rows and heads may have any stride, so that query, key and value
-    can be views of one fused buffer; a head whose dimensions are not neighbours is copied.
+    can be views of one fused buffer; a head whose dimensions are not neighbours is copied. Checking
+    the *values* of ``cu_seqlens`` and ``query_rows`` waits for the device; without it nothing does.
+    What is wrong in them then is an error on the CPU, and on CUDA nothing is read out of range and
+    a row that is in none of the sequences is NaN.
 
     Args:
-        query: ``[tokens, heads, D]`` float32 or bfloat16, D up to 256; with ``query_rows``
-            ``[rows, heads, D]``.
+        query: ``[tokens, heads, D]`` float32, float16 or bfloat16, D up to 256; with
+            ``query_rows`` ``[rows, heads, D]``.
         key: ``[tokens, kv_heads, D]`` of the same dtype; ``kv_heads`` divides ``heads``.
         value: likewise.
         cu_seqlens: ``[batch + 1]`` int32, from 0 to tokens: sequence ``b`` is rows
@@ -113,16 +125,24 @@ def packed_attention(
         window: in tokens; query i sees key j only where ``|i - j| < window``. None for no window.
         query_rows: ``[batch * n]`` int32, n rows of every sequence, sequence by sequence: row ``r``
             of ``query`` is the query of packed row ``query_rows[r]``. None for all rows.
+        row_bounds: what ``row_bounds(cu_seqlens, tokens)`` gives, for layers that share it; only
+            the Triton form for all rows reads it, and makes it where it is None.
+        validate: whether to check the values of ``cu_seqlens`` and ``query_rows``; not while torch
+            traces.
 
     Returns:
         ``[tokens, heads, D]``, or ``[rows, heads, D]`` with ``query_rows``; contiguous, in the
         dtype of ``query``.
 
     Raises:
-        InputError: a shape, dtype, device or option is not as described.
-        RuntimeError: on the CPU, a value of ``cu_seqlens`` or ``query_rows`` is out of range.
+        InputError: a shape, dtype, device or option is not as described; or, where checked,
+            ``cu_seqlens`` does not rise from 0 to tokens, has a sequence longer than
+            ``max_seqlen``, or a row of ``query_rows`` is not in its sequence.
+        RuntimeError: on the CPU, the same without the check.
     """
-    _check(query, key, value, cu_seqlens, max_seqlen, window, query_rows)
+    _check(query, key, value, cu_seqlens, max_seqlen, window, query_rows, row_bounds)
+    if validate and can_validate(cu_seqlens):
+        _check_values(cu_seqlens, key.shape[0], max_seqlen, query_rows)
     output: Tensor = torch.ops.c2v.packed_attention(
         query,
         key,
@@ -133,6 +153,7 @@ def packed_attention(
         -1 if window is None else window,
         scale,
         query_rows,
+        row_bounds,
     )
     return output
 
@@ -148,16 +169,39 @@ def packed_attention_reference(
     scale: float,
     window: int | None = None,
     query_rows: Tensor | None = None,
+    row_bounds: Tensor | None = None,
+    validate: bool = True,
 ) -> Tensor:
     """The same in plain PyTorch, on any device: the op's one reference.
 
     See ``packed_attention`` for arguments, results and errors.
     """
-    _check(query, key, value, cu_seqlens, max_seqlen, window, query_rows)
+    _check(query, key, value, cu_seqlens, max_seqlen, window, query_rows, row_bounds)
+    if validate and can_validate(cu_seqlens):
+        _check_values(cu_seqlens, key.shape[0], max_seqlen, query_rows)
     window = -1 if window is None else window
     return _pytorch_form(
         query, key, value, cu_seqlens, max_seqlen, causal, window, scale, query_rows
     )
+
+
+def row_bounds(cu_seqlens: Tensor, tokens: int) -> Tensor:
+    """Where the sequence of each packed row begins and ends; nothing waits for the device.
+
+    Args:
+        cu_seqlens: ``[batch + 1]`` int32, from 0 to tokens.
+        tokens: packed rows.
+
+    Returns:
+        ``[2, tokens]`` int32: the first row, and the one past the last.
+    """
+    if cu_seqlens.shape[0] < 2:
+        return cu_seqlens.new_zeros((2, tokens))
+    # A search and no repetition: offsets that do not rise would end the CUDA context there.
+    ends = cu_seqlens[1:].contiguous()
+    rows = torch.arange(tokens, dtype=torch.int32, device=cu_seqlens.device)
+    sequences = torch.searchsorted(ends, rows, right=True).clamp_(max=len(ends) - 1)
+    return torch.stack([cu_seqlens[:-1], ends]).index_select(1, sequences)
 
 
 def _pytorch_form(
@@ -170,9 +214,13 @@ def _pytorch_form(
     window: int,
     scale: float,
     query_rows: Tensor | None,
+    row_bounds: Tensor | None = None,
 ) -> Tensor:
+    try:
+        _check_values(cu_seqlens, key.shape[0], max_seqlen, query_rows)
+    except InputError as error:
+        raise RuntimeError(f"packed_attention: {error}") from None
     offsets = cu_seqlens.tolist()
-    _check_values(offsets, key.shape[0], max_seqlen, query_rows)
     batch, group = len(offsets) - 1, query.shape[1] // key.shape[1]
     chosen = query_rows.shape[0] // max(batch, 1) if query_rows is not None else 0
     output = query.new_empty(query.shape)
@@ -205,8 +253,28 @@ def _fake(
     window: int,
     scale: float,
     query_rows: Tensor | None,
+    row_bounds: Tensor | None = None,
 ) -> Tensor:
     return query.new_empty(query.shape)
+
+
+def _triton_form(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    causal: bool,
+    window: int,
+    scale: float,
+    query_rows: Tensor | None,
+    bounds: Tensor | None = None,
+) -> Tensor:
+    if query_rows is not None:
+        return attend_chosen_rows(query, key, value, cu_seqlens, query_rows, causal, window, scale)
+    if bounds is None:
+        bounds = row_bounds(cu_seqlens, key.shape[0])
+    return attend_all_rows(query, key, value, bounds, causal, window, scale)
 
 
 def _check(
@@ -217,10 +285,11 @@ def _check(
     max_seqlen: int,
     window: int | None,
     query_rows: Tensor | None,
+    row_bounds: Tensor | None,
 ) -> None:
     """Checks what can be checked without reading the tensors."""
     if query.ndim != 3 or query.dtype not in _DTYPES:
-        refuse("query", query, "[rows, heads, D] float32 or bfloat16")
+        refuse("query", query, "[rows, heads, D] float32, float16 or bfloat16")
     rows, heads, head_dim = query.shape
     if not 1 <= head_dim <= MAX_HEAD_DIM:
         refuse("query", query, f"a head dimension D from 1 to {MAX_HEAD_DIM}")
@@ -238,12 +307,17 @@ def _check(
             refuse("query", query, f"the {tokens} rows of key, or query_rows that tell which")
     else:
         _check_rows(rows, cu_seqlens.shape[0] - 1, query_rows)
+    if row_bounds is not None and (
+        row_bounds.shape != (2, tokens) or row_bounds.dtype != torch.int32
+    ):
+        refuse("row_bounds", row_bounds, f"[2, {tokens}] int32")
     if not 0 <= max_seqlen < 2**31:
         raise InputError(f"max_seqlen is {max_seqlen}; expected the length of the longest sequence")
     if window is not None and window < 1:
         raise InputError(f"window is {window}; give 1 or more tokens, or None for no window")
-    given = {"key": key, "value": value, "cu_seqlens": cu_seqlens, "query_rows": query_rows}
-    for name, tensor in given.items():
+    given = {"key": key, "value": value, "cu_seqlens": cu_seqlens}
+    optional = {"query_rows": query_rows, "row_bounds": row_bounds}
+    for name, tensor in {**given, **optional}.items():
         if tensor is not None and tensor.device != query.device:
             refuse(name, tensor, f"a tensor on {query.device}, as query is")
 
@@ -260,24 +334,34 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _check_values(
-    offsets: list[int], tokens: int, max_seqlen: int, query_rows: Tensor | None
+    cu_seqlens: Tensor, tokens: int, max_seqlen: int, query_rows: Tensor | None
 ) -> None:
-    """Our own mistakes; only on the CPU are the rows read for them."""
-    lengths = [last - first for first, last in pairwise(offsets)]
-    if offsets[0] != 0 or offsets[-1] != tokens:
-        raise RuntimeError(
-            f"packed_attention: cu_seqlens must run from 0 to the number of tokens, {tokens}"
+    """Raises where an offset or a row is not as it must be; waits for the device."""
+    offsets = cu_seqlens.cpu().long()
+    first, last = int(offsets[0]), int(offsets[-1])
+    if first != 0 or last != tokens:
+        raise InputError(
+            f"cu_seqlens runs from {first} to {last}; expected from 0 to the {tokens} rows of key"
         )
-    if any(not 0 <= length <= max_seqlen for length in lengths):
-        raise RuntimeError(
-            f"packed_attention: a sequence's length is not in 0 to max_seqlen, {max_seqlen}"
+    lengths = offsets.diff()
+    wrong = ((lengths < 0) | (lengths > max_seqlen)).nonzero()
+    if len(wrong):
+        sequence = int(wrong[0])
+        raise InputError(
+            f"cu_seqlens gives sequence {sequence} a length of {int(lengths[sequence])}; "
+            f"expected 0 to max_seqlen, {max_seqlen}"
         )
-    if query_rows is None or query_rows.device.type != "cpu" or not lengths:
+    if query_rows is None or not len(lengths):
         return
-    starts = torch.tensor(offsets)[:, None]
-    rows = query_rows.view(len(lengths), query_rows.shape[0] // len(lengths))
-    if bool(((rows < starts[:-1]) | (rows >= starts[1:])).any()):
-        raise RuntimeError("packed_attention: a row of query_rows is not in its sequence")
+    rows = query_rows.cpu().view(len(lengths), -1)
+    outside = ((rows < offsets[:-1, None]) | (rows >= offsets[1:, None])).nonzero()
+    if len(outside):
+        sequence, place = outside[0].tolist()
+        raise InputError(
+            f"query_rows[{sequence * rows.shape[1] + place}] is {int(rows[sequence, place])}, but "
+            f"sequence {sequence} has the rows {int(offsets[sequence])} to "
+            f"{int(offsets[sequence + 1])}"
+        )
 
 
-complete_op("packed_attention", _SCHEMA, _pytorch_form, _fake)
+complete_op("packed_attention", _SCHEMA, _pytorch_form, _fake, triton_form=_triton_form)

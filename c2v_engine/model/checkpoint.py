@@ -77,7 +77,9 @@ def load_checkpoint(
     decoder = Decoder.load(
         folder, decoder_config, config.max_length, torch_dtype, torch_device, adapter
     )
-    backend = select_attention(attention, torch_device, torch_dtype, decoder.shape.head_dim)
+    shape = decoder.shape
+    group = shape.num_attention_heads // shape.num_key_value_heads
+    backend = select_attention(attention, torch_device, torch_dtype, shape.head_dim, group)
     context, encoder_config = None, None
     if config.encoder is not None:
         encoder_config = load_transformers_config(directory / config.encoder.path)
@@ -85,7 +87,7 @@ def load_checkpoint(
             directory,
             config,
             encoder_config,
-            decoder.shape.hidden_size,
+            shape.hidden_size,
             torch_dtype,
             torch_device,
             attention,
@@ -120,7 +122,7 @@ def _load_context(
     projector = Projector.load(
         directory, config.projector, encoder.shape.hidden_size, decoder_size, dtype, device
     )
-    backend = select_attention(attention, device, dtype, encoder.shape.head_dim)
+    backend = select_attention(attention, device, dtype, encoder.shape.head_dim, group=1)
     return ContextModel(encoder, backend, projector)
 
 

@@ -1,9 +1,8 @@
 """Packed attention against float64, its own PyTorch form and itself in another batch."""
 
-from typing import NamedTuple
-
 import pytest
 import torch
+from attention_cases import Case, assert_agrees, float64_attention, make_case
 
 from c2v_engine.kernels.packed_attention import (
     CpuVariant,
@@ -11,9 +10,11 @@ from c2v_engine.kernels.packed_attention import (
     cpu_variants,
     packed_attention,
     packed_attention_reference,
+    row_bounds,
 )
 
 FLOATS = [torch.float32, torch.bfloat16]
+DTYPES = [*FLOATS, torch.float16]
 LENGTHS = [1, 2, 15, 16, 17, 31, 33, 64, 100, 129, 513, 1025]
 MIXED = [100, 1, 33, 2, 64, 17, 3, 16]
 # Every compiled kernel of this processor for every dtype it serves.
@@ -31,36 +32,6 @@ MASKS = [
 pytestmark = pytest.mark.usefixtures("compiled")
 
 
-class Case(NamedTuple):
-    """Tensor arguments of the op; query, key and value are views of one fused buffer."""
-
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    cu_seqlens: torch.Tensor
-
-    def lengths(self):
-        return self.cu_seqlens.diff().tolist()
-
-    def of(self, sequence):
-        """The case of one sequence alone."""
-        first, last = self.cu_seqlens[sequence : sequence + 2].tolist()
-        alone = torch.tensor([0, last - first], dtype=torch.int32)
-        return Case(*(x[first:last] for x in self[:3]), alone)
-
-    def at(self, rows):
-        return self._replace(query=self.query[rows.long()])
-
-
-def make_case(lengths, heads=2, kv_heads=2, head_dim=64, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(sum(lengths) * 1000 + heads * 10 + head_dim)
-    sizes = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
-    fused = torch.randn(sum(lengths), sum(sizes) + 3, generator=generator).to(dtype)
-    parts = fused[:, : sum(sizes)].split(sizes, dim=1)
-    ends = torch.tensor([0, *lengths]).cumsum(0).int()
-    return Case(*(part.unflatten(1, (-1, head_dim)) for part in parts), ends)
-
-
 def run(case, variant=None, causal=True, window=None, query_rows=None):
     """The op as users call it, or one variant of it."""
     max_seqlen, scale = max(case.lengths(), default=0), case.query.shape[-1] ** -0.5
@@ -76,38 +47,6 @@ def run(case, variant=None, causal=True, window=None, query_rows=None):
         window=window,
         query_rows=query_rows,
     )
-
-
-def float64_attention(case, causal=True, window=None):
-    """The definition in float64: the outputs, and what they are for the values' magnitudes."""
-    outputs, magnitudes = [], []
-    group = case.query.shape[1] // case.key.shape[1]
-    for b in range(len(case.lengths())):
-        q, k, v = (x.double().transpose(0, 1) for x in case.of(b)[:3])
-        k, v = (x.repeat_interleave(group, dim=0) for x in (k, v))
-        distance = torch.arange(q.shape[1])[:, None] - torch.arange(q.shape[1])
-        seen = distance >= 0 if causal else torch.ones_like(distance).bool()
-        if window is not None:
-            seen = seen & (distance.abs() < window)
-        scores = q @ k.mT * q.shape[-1] ** -0.5
-        weights = scores.masked_fill(~seen, -torch.inf).softmax(dim=-1)
-        outputs.append((weights @ v).transpose(0, 1))
-        magnitudes.append((weights @ v.abs()).transpose(0, 1))
-    return torch.cat(outputs), torch.cat(magnitudes)
-
-
-def assert_agrees(actual, case, **mask):
-    """Within 2e-6 of the magnitudes that are added up in float32, and in bfloat16 within what its
-    rounding costs at most: 2^-8 of each weight, so of the magnitudes, and 2^-8 of the output.
-    """
-    expected, magnitude = float64_attention(case, **mask)
-    bound = 2e-6 * magnitude
-    if actual.dtype == torch.bfloat16:
-        bound = bound + 2.0**-8 * (1 + 2.0**-8) * (magnitude + expected.abs())
-    excess = (actual.double() - expected).abs() - bound
-    assert actual.shape == case.query.shape
-    assert actual.is_contiguous()
-    assert excess.max() <= 0, f"beyond the bound by {excess.max():.1e}"
 
 
 @pytest.mark.parametrize(("dtype", "variant"), KERNELS)
@@ -141,7 +80,7 @@ def test_query_heads_share_their_key_head(group, dtype, variant):
     assert_agrees(run(case, variant), case)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("causal", "window"), MASKS)
 def test_the_pytorch_form_agrees_with_float64(causal, window, dtype):
     case = make_case(MIXED, heads=4, dtype=dtype)
@@ -152,7 +91,8 @@ def test_the_pytorch_form_agrees_with_float64(causal, window, dtype):
     chosen = packed_attention_reference(
         *case.at(rows), max_seqlen=100, scale=0.125, query_rows=rows, **mask
     )
-    tolerance = {torch.float32: 1e-6, torch.bfloat16: 2.0**-7}[dtype]  # another order of sums
+    # another order of sums
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}[dtype]
     torch.testing.assert_close(chosen, actual[rows.long()], rtol=tolerance, atol=tolerance)
 
 
@@ -294,16 +234,46 @@ def test_a_window_longer_than_any_sequence_is_no_window(window, causal, dtype, v
     assert torch.equal(run(case, variant, causal, window), run(case, variant, causal))
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("causal", "window"), MASKS)
+def test_float16_is_computed_in_float32_and_rounded_once(causal, window):
+    case = make_case(MIXED, heads=4, dtype=torch.float16)
+    wide = Case(*(x.float() for x in case[:3]), case.cu_seqlens)
+    actual = run(case, None, causal, window)
+    assert torch.equal(actual, run(wide, None, causal, window).half())
+    assert_agrees(actual, case, causal=causal, window=window)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("window", [-1, 5])
 @pytest.mark.parametrize("chosen", [False, True])
 def test_opcheck_passes(chosen, window, dtype):
     case = make_case([9, 20], heads=4, kv_heads=2, head_dim=24, dtype=dtype)
     rows = torch.tensor([8, 28], dtype=torch.int32) if chosen else None
     case = case if rows is None else case.at(rows)
-    args = (*case, 20, True, window, 0.2, rows)
-    results = torch.library.opcheck(torch.ops.c2v.packed_attention.default, args)
-    assert set(results.values()) == {"SUCCESS"}
+    for bounds in ((), (None,), (row_bounds(case.cu_seqlens, 29),)):
+        args = (*case, 20, True, window, 0.2, rows, *bounds)
+        results = torch.library.opcheck(torch.ops.c2v.packed_attention.default, args)
+        assert set(results.values()) == {"SUCCESS"}
+
+
+def test_the_bounds_of_rows_change_nothing_on_the_cpu():
+    case = make_case([9, 0, 20])
+    options = {"max_seqlen": 20, "causal": True, "scale": 0.125}
+    for op in (packed_attention, packed_attention_reference):
+        given = op(*case, **options, row_bounds=row_bounds(case.cu_seqlens, 29))
+        assert torch.equal(given, op(*case, **options))
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [0, 0], [3], [0, 3, 0, 0, 1, 5, 0]])
+def test_row_bounds_say_where_each_row_s_sequence_begins_and_ends(lengths):
+    ends = torch.tensor([0, *lengths]).cumsum(0).int()
+    expected = [
+        (int(ends[b]), int(ends[b + 1])) for b, length in enumerate(lengths) for _ in range(length)
+    ]
+    bounds = row_bounds(ends, sum(lengths))
+    assert bounds.dtype == torch.int32
+    assert bounds.shape == (2, sum(lengths))
+    assert bounds.T.tolist() == [list(pair) for pair in expected]
 
 
 def test_the_op_traces_into_one_graph():

@@ -21,6 +21,7 @@ def arguments(**change):
         "scale": 0.25,
         "window": None,
         "query_rows": None,
+        "row_bounds": None,
     }
     return {**given, **change}
 
@@ -49,6 +50,12 @@ def arguments(**change):
         ({"query_rows": torch.zeros(9, dtype=INT)}, "as many of each of 2 sequences"),
         ({"query_rows": torch.zeros(9)}, "query_rows is .*float32"),
         ({"key": torch.zeros(9, 2, 16, device="meta")}, "on meta; expected"),
+        (
+            {"row_bounds": torch.zeros(9, 2, dtype=INT)},
+            r"row_bounds is \[9, 2\].*expected \[2, 9\]",
+        ),
+        ({"row_bounds": torch.zeros(2, 9)}, "row_bounds is .*float32"),
+        ({"row_bounds": torch.zeros(2, 9, dtype=INT, device="meta")}, "row_bounds is .*on meta"),
     ],
 )
 def test_wrong_arguments_are_refused_with_what_was_expected(op, change, message):
@@ -56,25 +63,47 @@ def test_wrong_arguments_are_refused_with_what_was_expected(op, change, message)
         op(**arguments(**change))
 
 
-@pytest.mark.usefixtures("compiled")
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize(
+WRONG_VALUES = pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cu_seqlens": torch.tensor([1, 4, 9], dtype=INT)}, "must run from 0 to the number of"),
-        ({"cu_seqlens": torch.tensor([0, 4, 8], dtype=INT)}, "must run from 0 to the number of"),
-        ({"cu_seqlens": torch.tensor([0, 10, 9], dtype=INT)}, "length"),
-        ({"max_seqlen": 4}, "max_seqlen, 4"),
-        ({"query_rows": torch.tensor([3, 9], dtype=INT)}, "query_rows"),
-        ({"query_rows": torch.tensor([4, 8], dtype=INT)}, "query_rows"),
-        ({"query_rows": torch.tensor([-1, 8], dtype=INT)}, "query_rows"),
+        ({"cu_seqlens": [1, 4, 9]}, "cu_seqlens runs from 1 to 9; expected from 0 to the 9 rows"),
+        ({"cu_seqlens": [0, 4, 8]}, "cu_seqlens runs from 0 to 8; expected from 0 to the 9 rows"),
+        ({"cu_seqlens": [0]}, "cu_seqlens runs from 0 to 0"),
+        ({"cu_seqlens": [0, 10, 9]}, "cu_seqlens gives sequence 0 a length of 10"),
+        ({"cu_seqlens": [0, 5, 4, 9]}, "cu_seqlens gives sequence 1 a length of -1"),
+        ({"max_seqlen": 4}, "cu_seqlens gives sequence 1 a length of 5; .* max_seqlen, 4"),
+        ({"query_rows": [3, 9]}, r"query_rows\[1\] is 9, but sequence 1 has the rows 4 to 9"),
+        ({"query_rows": [4, 8]}, r"query_rows\[0\] is 4, but sequence 0 has the rows 0 to 4"),
+        ({"query_rows": [-1, 8]}, r"query_rows\[0\] is -1"),
     ],
 )
-def test_values_out_of_range_are_errors_on_the_cpu(op, change, message):
+
+
+def with_values(change):
+    change = {k: torch.tensor(v, dtype=INT) if k != "max_seqlen" else v for k, v in change.items()}
     if "query_rows" in change:
-        change = {**change, "query": torch.zeros(2, 4, 16)}
-    with pytest.raises(RuntimeError, match=message):
-        op(**arguments(**change))
+        change["query"] = torch.zeros(2, 4, 16)
+    return arguments(**change)
+
+
+@pytest.mark.parametrize("op", OPS)
+@WRONG_VALUES
+def test_values_out_of_range_are_refused_before_the_op_runs(op, change, message):
+    with pytest.raises(InputError, match=message):
+        op(**with_values(change))
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("op", OPS)
+@WRONG_VALUES
+def test_values_that_nobody_checked_are_errors_on_the_cpu(op, change, message):
+    with pytest.raises(RuntimeError, match=r"packed_attention: .*(cu_seqlens|sequence|query_rows)"):
+        op(**with_values(change), validate=False)
+
+
+def test_values_are_not_read_of_tensors_without_them():
+    given = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in arguments().items()}
+    assert packed_attention(**given).shape == (9, 4, 16)
 
 
 @pytest.mark.usefixtures("compiled")
@@ -82,7 +111,8 @@ def test_values_out_of_range_are_errors_on_the_cpu(op, change, message):
     ("change", "message"),
     [
         ({"query": torch.zeros(9, 64)}, r"must be \[rows, heads, head_dim\]"),
-        ({"query": torch.zeros(9, 4, 16).half()}, "query must be float32 or bfloat16"),
+        ({"query": torch.zeros(9, 4, 16).double()}, "query must be float32, float16 or bfloat16"),
+        ({"query": torch.zeros(9, 4, 16).half()}, "must have dtype and device of query"),
         ({"query": torch.zeros(9, 4, 257)}, r"head_dim must be in \[1, 256\], got 257"),
         ({"query": torch.zeros(8, 4, 16)}, "query must have the 9 rows of key, got 8"),
         ({"query": torch.zeros(9, 3, 16)}, "the 3 query heads must be a multiple of the 2"),

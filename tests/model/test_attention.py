@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 import torch
 from damage import assert_refused
+from interpreter import triton_form
 
 from c2v_engine.errors import BackendError
+from c2v_engine.kernels import _triton
+from c2v_engine.model.attention import base
 from c2v_engine.model.attention.base import AttentionMask, RowQueries
+from c2v_engine.model.attention.packed_triton import PackedTritonAttention
 from c2v_engine.model.attention.sdpa import SdpaAttention
 from c2v_engine.model.attention.select import BACKENDS, select_attention
 from c2v_engine.model.attention.varlen import VarlenBackend
@@ -65,10 +69,10 @@ def first_middle_last(lengths):
     return torch.from_numpy(rows).int()
 
 
-def packed(lengths):
+def packed(lengths, device="cpu"):
     lengths = np.array(lengths, dtype=np.int64)
-    cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
-    positions = torch.cat([torch.arange(n, dtype=torch.int32) for n in lengths])
+    cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device)
+    positions = torch.cat([torch.arange(n, dtype=torch.int32, device=device) for n in lengths])
     return PackedSequences(torch.zeros_like(positions), positions, cu_seqlens, lengths)
 
 
@@ -165,6 +169,69 @@ def test_a_sequence_is_not_touched_by_what_stands_beside_it(backend, mask):
     actual = backend.attend_rows(spoilt[0][rows.long()], spoilt[1], spoilt[2], plan, 0.3)
     assert actual[[0, 2, 3]].isfinite().all()
     assert actual[1].isnan().all()
+
+
+# --- our Triton kernels, on a GPU or interpreted --------------------------------------------------
+
+needs_triton = pytest.mark.skipif(_triton.triton is None, reason="Triton is not installed")
+
+
+def on_triton(method, *arguments):
+    """Calls a backend's method where the Triton kernels run."""
+    form = triton_form(method)
+    return form(*(x.to(form.device) if torch.is_tensor(x) else x for x in arguments)).cpu()
+
+
+@needs_triton
+@each_mask
+@pytest.mark.parametrize("shape", ["grouped", "one key head"])
+def test_the_triton_backend_attends_as_the_formula_says(mask, shape):
+    lengths = LENGTHS["mixed"]
+    qkv = projections(lengths, *HEADS[shape])
+    rows = first_middle_last(lengths)
+    backend = PackedTritonAttention()
+    device = triton_form(None).device
+    sequences = packed(lengths, device)
+    expected = plain(*qkv, lengths, mask, 0.3)
+    plan = backend.plan(sequences, mask)
+    actual = on_triton(backend.attend, *qkv, plan, 0.3)
+    np.testing.assert_allclose(actual.double(), expected, rtol=0, atol=TOLERANCE)
+    plan = backend.plan_rows(sequences, rows.to(device), mask)
+    chosen = on_triton(backend.attend_rows, qkv[0][rows.long()], *qkv[1:], plan, 0.3)
+    np.testing.assert_allclose(chosen.double(), expected[rows.long()], rtol=0, atol=TOLERANCE)
+
+
+@needs_triton
+@each_mask
+def test_chosen_rows_of_any_backend_go_to_the_triton_kernel_where_it_serves(monkeypatch, mask):
+    def fail(*arguments):
+        raise AssertionError("gathered keys although the kernel serves")
+
+    monkeypatch.setattr(base, "triton_serves", lambda device: True)
+    monkeypatch.setattr(base, "RowQueries", fail)
+    lengths = LENGTHS["mixed"]
+    query, key, value = projections(lengths, 6, 2, 20)
+    rows = first_middle_last(lengths)
+    expected = plain(query, key, value, lengths, mask, 0.3)[rows.long()]
+    device = triton_form(None).device
+    for backend in (SdpaAttention(), BACKENDS["torch_varlen"]()):
+        plan = backend.plan_rows(packed(lengths, device), rows.to(device), mask)
+        actual = on_triton(backend.attend_rows, query[rows.long()], key, value, plan, 0.3)
+        np.testing.assert_allclose(actual.double(), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_chosen_rows_of_heads_too_large_for_the_kernel_are_gathered(monkeypatch):
+    monkeypatch.setattr(base, "triton_serves", lambda device: True)
+    lengths, mask = [5, 3], AttentionMask(True)
+    query, key, value = projections(lengths, 1, 1, 260)
+    rows = first_middle_last(lengths)
+    plan = SdpaAttention().plan_rows(packed(lengths), rows, mask)
+    actual = SdpaAttention().attend_rows(query[rows.long()], key, value, plan, 0.05)
+    expected = plain(query, key, value, lengths, mask, 0.05)[rows.long()]
+    np.testing.assert_allclose(actual.double(), expected, rtol=0, atol=TOLERANCE)
+
+
+# --- groups of sdpa -------------------------------------------------------------------------------
 
 
 def test_padding_stays_within_its_bound():
@@ -273,6 +340,38 @@ def test_each_backend_knows_its_gpus(name, capability, serves):
     assert (reason is None) is serves
     if not serves:
         assert str(capability) in reason
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "head_dim", "reason"),
+    [
+        ("cpu", torch.bfloat16, 64, "needs a CUDA GPU"),
+        ("cuda", torch.float64, 64, "needs float32, float16 or bfloat16, not float64"),
+        ("cuda", torch.bfloat16, 257, "a head size of at most 256, not 257"),
+    ],
+)
+def test_the_triton_backend_names_what_it_can_not_do(device, dtype, head_dim, reason):
+    assert reason in PackedTritonAttention.why_not(torch.device(device), dtype, head_dim)
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("capability", "serves"), [((7, 5), False), ((8, 0), True), ((12, 0), True)]
+)
+def test_the_triton_backend_knows_its_gpus(monkeypatch, capability, serves):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    _triton.triton_serves.cache_clear()
+    reason = PackedTritonAttention.why_not(torch.device("cuda"), torch.float32, 5)
+    _triton.triton_serves.cache_clear()
+    assert (reason is None) is serves
+    assert serves or "needs compute capability 8.0, not (7, 5)" in reason
+
+
+def test_the_triton_backend_says_that_triton_is_missing(monkeypatch):
+    missing = _triton.TritonStatus(False, "not installed")
+    monkeypatch.setattr("c2v_engine.model.attention.packed_triton.triton_status", lambda: missing)
+    reason = PackedTritonAttention.why_not(torch.device("cuda"), torch.bfloat16, 64)
+    assert reason == "needs Triton: not installed"
 
 
 def test_a_library_that_is_not_installed_is_named(monkeypatch):

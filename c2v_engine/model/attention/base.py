@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from c2v_engine.kernels._triton import triton_serves
+from c2v_engine.kernels.packed_attention import MAX_HEAD_DIM, packed_attention
 from c2v_engine.model.packed_batch import PackedSequences
 
 
@@ -35,6 +37,71 @@ class AttentionMask:
         """``(left, right)`` as the FlashAttention interfaces take it; -1 is unbounded."""
         left = -1 if self.window is None else self.window - 1
         return left, (0 if self.causal else left)
+
+
+@dataclass(frozen=True)
+class PackedPlan:
+    """Arguments that the layers of a batch share.
+
+    Attributes:
+        cu_seqlens: int32 ``[sequences + 1]`` on the device.
+        max_seqlen: on the host.
+        mask: without a window that nothing reaches.
+        rows: int32 ``[rows]``: packed rows of the queries; None where every row is one.
+        bounds: int32 ``[2, tokens]``: where each row's sequence begins and ends, or None.
+    """
+
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
+    mask: AttentionMask
+    rows: torch.Tensor | None = None
+    bounds: torch.Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        sequences: PackedSequences,
+        mask: AttentionMask,
+        rows: torch.Tensor | None = None,
+        bounds: torch.Tensor | None = None,
+    ) -> PackedPlan:
+        """The plan for packed sequences."""
+        longest = sequences.max_seqlen
+        return cls(sequences.cu_seqlens, longest, mask.for_length(longest), rows, bounds)
+
+
+def attend_packed(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: PackedPlan, scale: float
+) -> torch.Tensor:
+    """Attends by our own kernels, ``c2v_engine.kernels.packed_attention``."""
+    return packed_attention(
+        query,
+        key,
+        value,
+        plan.cu_seqlens,
+        max_seqlen=plan.max_seqlen,
+        causal=plan.mask.causal,
+        window=plan.mask.window,
+        scale=scale,
+        query_rows=plan.rows,
+        row_bounds=plan.bounds,
+        validate=False,  # the packing made the offsets; reading them would wait for the device
+    )
+
+
+@dataclass(frozen=True)
+class RowsPlan:
+    """Chosen rows of packed sequences, for whatever can attend from them.
+
+    Attributes:
+        sequences: the packed sequences.
+        rows: int32 ``[rows]``: packed rows of the queries, as many of every sequence.
+        mask: what a query sees.
+    """
+
+    sequences: PackedSequences
+    rows: torch.Tensor
+    mask: AttentionMask
 
 
 class AttentionBackend(ABC):
@@ -77,12 +144,14 @@ class AttentionBackend(ABC):
                 by sequence.
             mask: what a query sees.
         """
-        return RowQueries(sequences, rows, mask)
+        return RowsPlan(sequences, rows, mask)
 
     def attend_rows(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: Any, scale: float
     ) -> torch.Tensor:
         """Attend from chosen rows only, as the last layer does for the pooled ones.
+
+        Where Triton serves its kernel for chosen rows does, else PyTorch on gathered keys.
 
         Args:
             query: ``[rows, heads, D]``.
@@ -94,8 +163,11 @@ class AttentionBackend(ABC):
         Returns:
             ``[rows, heads, D]``.
         """
-        assert isinstance(plan, RowQueries)
-        return plan.attend(query, key, value, scale)
+        assert isinstance(plan, RowsPlan)
+        if triton_serves(query.device) and query.shape[-1] <= MAX_HEAD_DIM:
+            packed = PackedPlan.of(plan.sequences, plan.mask, plan.rows)
+            return attend_packed(query, key, value, packed, scale)
+        return RowQueries(plan.sequences, plan.rows, plan.mask).attend(query, key, value, scale)
 
 
 class RowQueries:
@@ -142,7 +214,7 @@ class RowQueries:
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """See ``AttentionBackend.attend_rows``."""
+        """What ``AttentionBackend.attend_rows`` says."""
         n, kv_heads = self.per_sequence, key.shape[1]
         groups = query.shape[1] // kv_heads
         output = torch.empty_like(query)

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 import torch
 
-from c2v_engine.model.attention.varlen import VarlenBackend, VarlenPlan, why_not_importable
+from c2v_engine.model.attention.base import PackedPlan
+from c2v_engine.model.attention.varlen import VarlenBackend, why_not_importable
 
 
 class FlashAttention2(VarlenBackend):
@@ -25,7 +26,7 @@ class FlashAttention2(VarlenBackend):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        plan: VarlenPlan,
+        plan: PackedPlan,
         scale: float,
     ) -> torch.Tensor:
         """See the base class."""

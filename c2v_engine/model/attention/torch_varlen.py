@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from c2v_engine.model.attention.varlen import VarlenBackend, VarlenPlan, why_not_importable
+from c2v_engine.model.attention.base import PackedPlan
+from c2v_engine.model.attention.varlen import VarlenBackend, why_not_importable
 
 
 @cache
@@ -36,7 +37,7 @@ class TorchVarlenAttention(VarlenBackend):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        plan: VarlenPlan,
+        plan: PackedPlan,
         scale: float,
     ) -> torch.Tensor:
         """See the base class."""

@@ -1,32 +1,16 @@
-"""What the FlashAttention backends share: limits, and the plan of a packed batch."""
+"""What the FlashAttention backends share: their limits."""
 
 from __future__ import annotations
 
 import importlib
 from abc import abstractmethod
-from dataclasses import dataclass
 
 import torch
 
-from c2v_engine.model.attention.base import AttentionBackend, AttentionMask
+from c2v_engine.model.attention.base import AttentionBackend, AttentionMask, PackedPlan
 from c2v_engine.model.packed_batch import PackedSequences
 
 _MAX_HEAD_DIM = 256
-
-
-@dataclass(frozen=True)
-class VarlenPlan:
-    """Arguments that every layer of a batch passes to a varlen kernel.
-
-    Attributes:
-        cu_seqlens: int32 ``[sequences + 1]`` on the device.
-        max_seqlen: on the host.
-        mask: without a window that nothing reaches.
-    """
-
-    cu_seqlens: torch.Tensor
-    max_seqlen: int
-    mask: AttentionMask
 
 
 class VarlenBackend(AttentionBackend):
@@ -53,10 +37,9 @@ class VarlenBackend(AttentionBackend):
         """Why a GPU of that compute capability can not run it, or None where it can."""
         return None if capability >= (8, 0) else f"needs compute capability 8.0, not {capability}"
 
-    def plan(self, sequences: PackedSequences, mask: AttentionMask) -> VarlenPlan:
+    def plan(self, sequences: PackedSequences, mask: AttentionMask) -> PackedPlan:
         """Nothing to work out but whether the window matters."""
-        max_seqlen = sequences.max_seqlen
-        return VarlenPlan(sequences.cu_seqlens, max_seqlen, mask.for_length(max_seqlen))
+        return PackedPlan.of(sequences, mask)
 
 
 def why_not_importable(module: str, package: str) -> str | None:

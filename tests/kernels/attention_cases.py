@@ -1,0 +1,89 @@
+"""What the tests of packed attention share: random cases, and the definition in float64."""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Case(NamedTuple):
+    """Tensor arguments of the op; query, key and value are views of one fused buffer."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    cu_seqlens: torch.Tensor
+
+    def lengths(self):
+        return self.cu_seqlens.diff().tolist()
+
+    def of(self, sequence):
+        """The case of one sequence alone."""
+        first, last = self.cu_seqlens[sequence : sequence + 2].tolist()
+        alone = self.cu_seqlens.new_tensor([0, last - first])
+        return Case(*(x[first:last] for x in self[:3]), alone)
+
+    def at(self, rows):
+        return self._replace(query=self.query[rows.long()])
+
+
+def make_case(lengths, heads=2, kv_heads=2, head_dim=64, dtype=torch.float32, device="cpu"):
+    generator = torch.Generator().manual_seed(sum(lengths) * 1000 + heads * 10 + head_dim)
+    sizes = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
+    fused = torch.randn(sum(lengths), sum(sizes) + 3, generator=generator).to(device, dtype)
+    parts = fused[:, : sum(sizes)].split(sizes, dim=1)
+    ends = torch.tensor([0, *lengths]).cumsum(0).int().to(device)
+    return Case(*(part.unflatten(1, (-1, head_dim)) for part in parts), ends)
+
+
+def float64_attention(case, causal=True, window=None, scale=None):
+    """The definition in float64: the outputs, and what they are for the values' magnitudes."""
+    case = Case(*(x.cpu() for x in case))
+    scale = case.query.shape[-1] ** -0.5 if scale is None else scale
+    outputs, magnitudes = [], []
+    group = case.query.shape[1] // case.key.shape[1]
+    for b in range(len(case.lengths())):
+        q, k, v = (x.double().transpose(0, 1) for x in case.of(b)[:3])
+        k, v = (x.repeat_interleave(group, dim=0) for x in (k, v))
+        distance = torch.arange(q.shape[1])[:, None] - torch.arange(q.shape[1])
+        seen = distance >= 0 if causal else torch.ones_like(distance).bool()
+        if window is not None:
+            seen = seen & (distance.abs() < window)
+        scores = q @ k.mT * scale
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(dim=-1)
+        outputs.append((weights @ v).transpose(0, 1))
+        magnitudes.append((weights @ v.abs()).transpose(0, 1))
+    return torch.cat(outputs), torch.cat(magnitudes)
+
+
+# What is left of a weight, and of the output, when it is rounded. A weight of float16 below 2^-14
+# keeps no more than 2^-25, of which some hundred may add up beside a sum of weights over 1.
+ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+SMALLEST = {torch.float32: 0.0, torch.float16: 2.0**-17, torch.bfloat16: 0.0}
+# The bounds that every op keeps as a whole; what it is off row by row is bounded above.
+NORM = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+
+
+def assert_agrees(actual, case, rows=None, float32=2e-6, scale=None, **mask):
+    """Within ``float32`` of the magnitudes that are added up in float32, and in 16 bits within what
+    its rounding costs at most: of each weight, so of the magnitudes, and of the output.
+
+    Args:
+        actual: what the op gave.
+        case: that it was given, with the queries of all rows.
+        rows: that were chosen, or None.
+        float32: relative error of float32 sums and exponentials.
+        scale: of the scores.
+        mask: causal and window.
+    """
+    expected, magnitude = float64_attention(case, scale=scale, **mask)
+    if rows is not None:
+        expected, magnitude = expected[rows.cpu().long()], magnitude[rows.cpu().long()]
+    dtype = actual.dtype
+    error = (actual.cpu().double() - expected).abs()
+    rounding = ROUNDING[dtype] * (1 + ROUNDING[dtype]) * (magnitude + expected.abs())
+    excess = error - (float32 * magnitude + rounding + SMALLEST[dtype])
+    assert actual.shape == expected.shape
+    assert actual.is_contiguous()
+    assert dtype == case.key.dtype
+    assert excess.max() <= 0, f"beyond the bound by {excess.max():.1e}"
+    assert error.norm() < NORM[dtype] * expected.norm()
