@@ -12,6 +12,7 @@ import torch
 from c2v_engine._version import __version__
 from c2v_engine.kernels._triton import triton_serves, triton_status
 from c2v_engine.kernels.dual_token_pool import extension_status
+from c2v_engine.model.attention.measured import read_table
 from c2v_engine.model.attention.select import BACKENDS, select_attention
 from c2v_engine.model.device import cpu_has_bfloat16, resolve_device, resolve_dtype
 
@@ -106,6 +107,10 @@ def _attention() -> list[Finding]:
         dtype = torch.float32 if kind == "cpu" else torch.bfloat16
         there = kind == "cpu" or torch.cuda.is_available()
         chosen = select_attention("auto", device, dtype, _HEAD_DIM).name if there else None
+        if there and kind == "cuda" and read_table():
+            chosen = None
+            note = "the fastest measured for the model's heads and the batch's lengths"
+            findings.append(Finding(f"attention on {kind}", "auto", "by measurement", note))
         for name, backend in BACKENDS.items():
             reason = backend.why_not(device, dtype, _HEAD_DIM) if there else "no GPU"
             used = "used" if name == chosen else "usable" if reason is None else "not usable"

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from c2v_engine.errors import InputError
 from c2v_engine.kernels._extension import load_extension
 from c2v_engine.kernels._triton import OLDEST_CAPABILITY, triton_serves, triton_status, use_device
 
-__all__ = ["TRITON_FORMS", "can_validate", "check_like", "check_rows", "complete_op", "refuse"]
+__all__ = [
+    "OLDEST_CAPABILITIES",
+    "TRITON_FORMS",
+    "can_validate",
+    "check_apart",
+    "check_eps",
+    "check_like",
+    "check_rows",
+    "complete_op",
+    "refuse",
+]
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -42,6 +54,7 @@ def check_rows(name: str, given: Tensor, *, written: bool = False) -> None:
         InputError: it is not ``[rows, columns]`` in a floating dtype of the engine, has no column,
             or is to be written though its rows are not contiguous or overlap.
     """
+    _check_tensor(name, given)
     if given.ndim != 2 or given.shape[1] < 1 or given.dtype not in _FLOATS:
         refuse(name, given, "[rows, columns >= 1] float32, float16 or bfloat16")
     if written:
@@ -60,14 +73,72 @@ def check_like(name: str, given: Tensor, shape: tuple[int, ...], main: Tensor) -
     Raises:
         InputError: they are not.
     """
+    _check_tensor(name, given)
     if given.shape != shape or given.dtype != main.dtype or given.device != main.device:
         dtype = str(main.dtype).removeprefix("torch.")
         refuse(name, given, f"{list(shape)} {dtype} on {main.device}")
 
 
+def _check_tensor(name: str, given: object) -> None:
+    if not isinstance(given, Tensor) or given.layout is not torch.strided:
+        what = given.layout if isinstance(given, Tensor) else type(given).__name__
+        raise InputError(f"{name} is {what}; expected a dense torch.Tensor")
+
+
+def check_eps(eps: float) -> None:
+    """Checks the epsilon of a norm.
+
+    Raises:
+        InputError: it is negative or not finite.
+    """
+    if not (math.isfinite(eps) and eps >= 0):
+        raise InputError(f"eps is {eps}; expected a finite number that is not negative")
+
+
+def check_apart(name: str, given: Tensor | None, written_name: str, written: Tensor) -> None:
+    """Checks that an argument lies apart from one whose rows the op writes in place.
+
+    The very same tensor may be given twice: each element is then read before it is written.
+
+    Raises:
+        InputError: they share memory, so that the result would depend on the order of the rows.
+    """
+    if given is None or not can_validate(given, written):
+        return
+    if given.untyped_storage().data_ptr() != written.untyped_storage().data_ptr():
+        return
+    same = given.shape == written.shape and given.stride() == written.stride()
+    if (same and given.data_ptr() == written.data_ptr()) or _lie_apart(given, written):
+        return
+    raise InputError(
+        f"{name} shares memory with {written_name}, which is written in place; give a copy"
+    )
+
+
+def _lie_apart(one: Tensor, other: Tensor) -> bool:
+    """Whether two views of one storage have no element in common, as far as is easily told."""
+    if not (one.numel() and other.numel()):
+        return True
+    start, other_start = one.storage_offset(), other.storage_offset()
+    if start + _extent(one) <= other_start or other_start + _extent(other) <= start:
+        return True
+    if one.ndim != 2 or other.ndim != 2 or one.stride() != other.stride() or one.stride(1) != 1:
+        return False
+    # Columns of the same rows, side by side.
+    gap = (other_start - start) % one.stride(0) if one.stride(0) else 0
+    return one.shape[1] <= gap <= one.stride(0) - other.shape[1]
+
+
+def _extent(tensor: Tensor) -> int:
+    """Elements from a tensor's first to its last in memory."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return 1 + sum((size - 1) * stride for size, stride in steps)
+
+
 def can_validate(*tensors: Tensor) -> bool:
     """Whether values can be read: not while torch traces, and not of tensors without values."""
-    return not (torch.compiler.is_compiling() or any(tensor.is_meta for tensor in tensors))
+    without = any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in tensors)
+    return not (without or torch.compiler.is_compiling())
 
 
 def complete_op(
@@ -99,6 +170,7 @@ def complete_op(
     torch.library.register_fake(qualified, fake)
     if triton_form is not None and triton_status().available:
         _triton_forms[name] = triton_form
+        _oldest_capabilities[name] = oldest_capability
         torch.library.impl(
             qualified, "cuda", _cuda_form(pytorch_form, triton_form, oldest_capability)
         )
@@ -107,6 +179,10 @@ def complete_op(
 _triton_forms: dict[str, Callable[..., Any]] = {}
 TRITON_FORMS: Mapping[str, Callable[..., Any]] = MappingProxyType(_triton_forms)
 """The Triton form of every op that has one, by its name, taking what its schema says."""
+
+_oldest_capabilities: dict[str, tuple[int, int]] = {}
+OLDEST_CAPABILITIES: Mapping[str, tuple[int, int]] = MappingProxyType(_oldest_capabilities)
+"""The first compute capability that each Triton form can be compiled for, by the op's name."""
 
 
 def _cuda_form(

@@ -7,7 +7,14 @@ from typing import Any
 
 from c2v_engine.kernels._triton import FP_FUSION, cdiv, next_power_of_2
 
-__all__ = ["MAX_TILE_COLUMNS", "ElementTile", "RowTile", "element_tile", "row_tile"]
+__all__ = [
+    "MAX_FLOAT8_NORM_COLUMNS",
+    "MAX_TILE_COLUMNS",
+    "ElementTile",
+    "RowTile",
+    "element_tile",
+    "row_tile",
+]
 
 MAX_TILE_COLUMNS = 32768
 """The widest row that a program keeps in registers: 32 values of each of 1,024 threads.
@@ -15,6 +22,9 @@ MAX_TILE_COLUMNS = 32768
 Twice as many would not fit into the 64 registers that each of so many threads has. A wider row is
 left to the PyTorch form.
 """
+
+MAX_FLOAT8_NORM_COLUMNS = MAX_TILE_COLUMNS // 2
+"""The same for a norm that converts its row to float8, which takes registers of its own."""
 
 # Two 16-byte loads of a 16-bit dtype, four of float32: enough in flight to hide the latency of the
 # memory, with few registers.

@@ -1,6 +1,9 @@
 """Triton, where it is installed, and what every Triton form of an op shares.
 
 A kernel is decorated with ``jit`` from here, so that its module can be imported without Triton.
+
+Triton takes the annotation ``int`` of a kernel's parameter for 32 bits and cuts what is longer. So
+only counts have it; a stride, which may be of any size, is annotated ``tl.tensor`` as pointers are.
 """
 
 from __future__ import annotations

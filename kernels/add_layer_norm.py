@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (its customary name)
 from torch import Tensor
 
-from c2v_engine.kernels._ops import check_like, check_rows, complete_op
-from c2v_engine.kernels._tiles import MAX_TILE_COLUMNS, row_tile
+from c2v_engine.kernels._ops import check_eps, check_like, check_rows, complete_op
+from c2v_engine.kernels._tiles import MAX_FLOAT8_NORM_COLUMNS, MAX_TILE_COLUMNS, row_tile
 from c2v_engine.kernels._triton import jit, readable, tl
 from c2v_engine.kernels.float8 import (
     FLOAT8_CAPABILITY,
@@ -69,6 +69,7 @@ def add_layer_norm(
         InputError: a shape, dtype or device is not as described.
     """
     _check(x, residual, weight, bias, x_bias)
+    check_eps(eps)
     normed: Tensor = torch.ops.c2v.add_layer_norm(x, residual, weight, bias, eps, x_bias)
     return normed
 
@@ -90,6 +91,7 @@ def add_layer_norm_fp8(
         ``[tokens, hidden]`` float8_e4m3fn, and the scale of each row, ``[tokens, 1]`` float32.
     """
     _check(x, residual, weight, bias, x_bias)
+    check_eps(eps)
     normed, scales = torch.ops.c2v.add_layer_norm_fp8(x, residual, weight, bias, eps, x_bias)
     return normed, scales
 
@@ -108,6 +110,7 @@ def add_layer_norm_reference(
     See ``add_layer_norm`` for arguments, result and errors.
     """
     _check(x, residual, weight, bias, x_bias)
+    check_eps(eps)
     return _pytorch_form(x, residual, weight, bias, eps, x_bias)
 
 
@@ -125,6 +128,7 @@ def add_layer_norm_fp8_reference(
     See ``add_layer_norm_fp8`` for arguments, results and errors.
     """
     _check(x, residual, weight, bias, x_bias)
+    check_eps(eps)
     return _pytorch_form_fp8(x, residual, weight, bias, eps, x_bias)
 
 
@@ -180,10 +184,10 @@ def _fake_fp8(
 @jit(do_not_specialize=["tokens"])
 def _add_layer_norm_kernel(
     x: tl.tensor,
-    x_stride: int,
+    x_stride: tl.tensor,
     x_bias: tl.tensor,
     residual: tl.tensor,
-    residual_stride: int,
+    residual_stride: tl.tensor,
     weight: tl.tensor,
     bias: tl.tensor,
     normed: tl.tensor,
@@ -251,7 +255,7 @@ def _triton_form_fp8(
     eps: float,
     x_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    if x.shape[1] > MAX_TILE_COLUMNS:
+    if x.shape[1] > MAX_FLOAT8_NORM_COLUMNS:
         return _pytorch_form_fp8(x, residual, weight, bias, eps, x_bias)
     normed, scales = empty_float8_rows(x.shape[0], x.shape[1], x)
     _launch(x, residual, weight, bias, eps, x_bias, normed, scales)
@@ -300,9 +304,10 @@ def _check(
     check_rows("x", x)
     if residual is not None:
         check_like("residual", residual, tuple(x.shape), x)
-    for name, vector in (("weight", weight), ("bias", bias), ("x_bias", x_bias)):
-        if vector is not None:
-            check_like(name, vector, (x.shape[1],), x)
+    check_like("weight", weight, (x.shape[1],), x)
+    check_like("bias", bias, (x.shape[1],), x)
+    if x_bias is not None:
+        check_like("x_bias", x_bias, (x.shape[1],), x)
 
 
 _ARGUMENTS = (

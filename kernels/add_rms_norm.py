@@ -22,8 +22,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from c2v_engine.kernels._ops import check_like, check_rows, complete_op
-from c2v_engine.kernels._tiles import MAX_TILE_COLUMNS, row_tile
+from c2v_engine.kernels._ops import check_apart, check_eps, check_like, check_rows, complete_op
+from c2v_engine.kernels._tiles import MAX_FLOAT8_NORM_COLUMNS, MAX_TILE_COLUMNS, row_tile
 from c2v_engine.kernels._triton import jit, readable, tl
 from c2v_engine.kernels.float8 import (
     FLOAT8_CAPABILITY,
@@ -57,6 +57,7 @@ def add_rms_norm(residual: Tensor, x: Tensor | None, weight: Tensor, *, eps: flo
         InputError: a shape, dtype, device or stride is not as described.
     """
     _check(residual, x, weight)
+    check_eps(eps)
     normed: Tensor = torch.ops.c2v.add_rms_norm(residual, x, weight, eps)
     return normed
 
@@ -72,6 +73,7 @@ def add_rms_norm_fp8(
         ``[tokens, hidden]`` float8_e4m3fn, and the scale of each row, ``[tokens, 1]`` float32.
     """
     _check(residual, x, weight)
+    check_eps(eps)
     normed, scales = torch.ops.c2v.add_rms_norm_fp8(residual, x, weight, eps)
     return normed, scales
 
@@ -84,6 +86,7 @@ def add_rms_norm_reference(
     See ``add_rms_norm`` for arguments, result and errors.
     """
     _check(residual, x, weight)
+    check_eps(eps)
     return _pytorch_form(residual, x, weight, eps)
 
 
@@ -95,6 +98,7 @@ def add_rms_norm_fp8_reference(
     See ``add_rms_norm_fp8`` for arguments, results and errors.
     """
     _check(residual, x, weight)
+    check_eps(eps)
     return _pytorch_form_fp8(residual, x, weight, eps)
 
 
@@ -125,9 +129,9 @@ def _fake_fp8(
 @jit(do_not_specialize=["tokens"])
 def _add_rms_norm_kernel(
     residual: tl.tensor,
-    residual_stride: int,
+    residual_stride: tl.tensor,
     x: tl.tensor,
-    x_stride: int,
+    x_stride: tl.tensor,
     weight: tl.tensor,
     normed: tl.tensor,
     scales: tl.tensor,
@@ -174,7 +178,7 @@ def _triton_form(residual: Tensor, x: Tensor | None, weight: Tensor, eps: float)
 def _triton_form_fp8(
     residual: Tensor, x: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    if residual.shape[1] > MAX_TILE_COLUMNS:
+    if residual.shape[1] > MAX_FLOAT8_NORM_COLUMNS:
         return _pytorch_form_fp8(residual, x, weight, eps)
     normed, scales = _fake_fp8(residual, x, weight, eps)
     _launch(residual, x, weight, eps, normed, scales)
@@ -193,7 +197,7 @@ def _launch(
     if tokens == 0:
         return
     residual, x, weight = readable(residual), None if x is None else readable(x), readable(weight)
-    # With 16 elements a thread the float8 form of float32 rows spills.
+    # The float8 form of float32 rows spills at 2,048 and 4,096 columns with 16 elements a thread.
     spills = scales is not None and residual.dtype == torch.float32
     tile = row_tile(hidden, per_thread=8) if spills else row_tile(hidden)
     _add_rms_norm_kernel[tile.grid(tokens)](
@@ -217,6 +221,8 @@ def _check(residual: Tensor, x: Tensor | None, weight: Tensor) -> None:
     check_rows("residual", residual, written=x is not None)
     if x is not None:
         check_like("x", x, tuple(residual.shape), residual)
+        check_apart("x", x, "residual", residual)
+        check_apart("weight", weight, "residual", residual)
     check_like("weight", weight, (residual.shape[1],), residual)
 
 

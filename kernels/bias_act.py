@@ -28,7 +28,7 @@ import torch.nn.functional as F  # noqa: N812  (its customary name)
 from torch import Tensor
 
 from c2v_engine.errors import InputError
-from c2v_engine.kernels._ops import check_like, check_rows, complete_op
+from c2v_engine.kernels._ops import check_apart, check_like, check_rows, complete_op
 from c2v_engine.kernels._tiles import element_tile
 from c2v_engine.kernels._triton import jit, readable, tl
 
@@ -150,7 +150,7 @@ def _activate(x: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tensor:
 @jit(do_not_specialize=["tokens"])
 def _bias_act_kernel(
     x: tl.tensor,
-    x_stride: int,
+    x_stride: tl.tensor,
     bias: tl.tensor,
     tokens: int,
     WIDTH: tl.constexpr,
@@ -194,6 +194,7 @@ def _check(x: Tensor, bias: Tensor | None, activation: str) -> None:
     check_rows("x", x, written=True)
     if bias is not None:
         check_like("bias", bias, (x.shape[1],), x)
+        check_apart("bias", bias, "x", x)
     if activation not in _IN_PLACE:
         known = ", ".join(ACTIVATIONS)
         raise InputError(f"activation is {activation!r}; choose one of {known}")

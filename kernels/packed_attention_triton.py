@@ -43,9 +43,9 @@ _INT32_MAX = 2**31 - 1
 def _attend(
     q: tl.tensor,
     key: tl.tensor,
-    key_stride: int,
+    key_stride: tl.tensor,
     value: tl.tensor,
-    value_stride: int,
+    value_stride: tl.tensor,
     low: tl.tensor,
     high: tl.tensor,
     scale: float,
@@ -110,16 +110,16 @@ def _attend(
 @jit(do_not_specialize=["bounds", "tokens", "left", "right"])
 def _all_rows_kernel(
     query: tl.tensor,
-    query_stride: int,
-    query_head_stride: int,
+    query_stride: tl.tensor,
+    query_head_stride: tl.tensor,
     key: tl.tensor,
-    key_stride: int,
-    key_head_stride: int,
+    key_stride: tl.tensor,
+    key_head_stride: tl.tensor,
     value: tl.tensor,
-    value_stride: int,
-    value_head_stride: int,
+    value_stride: tl.tensor,
+    value_head_stride: tl.tensor,
     output: tl.tensor,
-    output_stride: int,
+    output_stride: tl.tensor,
     bounds: tl.tensor,
     tokens: int,
     left: int,
@@ -191,7 +191,13 @@ def _all_rows_kernel(
         tl.store(output + at, result.to(output.dtype.element_ty), mask=inside)
         # A sequence that is not finite may have reached others: each once more, alone.
         unsound = tl.where(inside & ~(tl.abs(result) < float("inf")), 1, 0)
-        again = (tl.max(tl.max(unsound, axis=1), axis=0) != 0) | (done != -far)
+        # Triton 3.6 can not compile the first form for Blackwell's tensor cores, and 3.9 spills on
+        # the second in float32.
+        if q.dtype == tl.float32:
+            worst = tl.max(tl.max(unsound, axis=1), axis=0)
+        else:
+            worst = tl.max(unsound)
+        again = (worst != 0) | (done != -far)
         done = tl.min(tl.where(last > done, last, far), axis=0)
         mine = last == done
         more = (again & (done != far)).to(tl.int32)
@@ -200,16 +206,16 @@ def _all_rows_kernel(
 @jit(do_not_specialize=["cu_seqlens", "query_rows", "chosen", "tokens", "left", "right"])
 def _chosen_rows_kernel(
     query: tl.tensor,
-    query_stride: int,
-    query_head_stride: int,
+    query_stride: tl.tensor,
+    query_head_stride: tl.tensor,
     key: tl.tensor,
-    key_stride: int,
-    key_head_stride: int,
+    key_stride: tl.tensor,
+    key_head_stride: tl.tensor,
     value: tl.tensor,
-    value_stride: int,
-    value_head_stride: int,
+    value_stride: tl.tensor,
+    value_head_stride: tl.tensor,
     output: tl.tensor,
-    output_stride: int,
+    output_stride: tl.tensor,
     cu_seqlens: tl.tensor,
     query_rows: tl.tensor,
     chosen: int,

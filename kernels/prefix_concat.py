@@ -103,9 +103,9 @@ def _fake(token_ids: Tensor, embed_tokens: Tensor, contextual: Tensor | None) ->
 def _prefix_concat_kernel(
     token_ids: tl.tensor,
     embed_tokens: tl.tensor,
-    embed_stride: int,
+    embed_stride: tl.tensor,
     contextual: tl.tensor,
-    contextual_stride: int,
+    contextual_stride: tl.tensor,
     output: tl.tensor,
     tokens: int,
     words: int,

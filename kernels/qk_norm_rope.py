@@ -32,7 +32,14 @@ import torch
 from torch import Tensor
 
 from c2v_engine.errors import InputError
-from c2v_engine.kernels._ops import check_like, check_rows, complete_op, refuse
+from c2v_engine.kernels._ops import (
+    check_apart,
+    check_eps,
+    check_like,
+    check_rows,
+    complete_op,
+    refuse,
+)
 from c2v_engine.kernels._tiles import row_tile
 from c2v_engine.kernels._triton import cdiv, jit, readable, tl
 
@@ -82,6 +89,7 @@ def qk_norm_rope_(
         RuntimeError: a position is negative or beyond the tables, on the CPU.
     """
     _check(qkv, positions, cos, sin, num_query_heads, num_key_heads, head_dim)
+    check_eps(eps)
     _check_vectors(qkv, head_dim, query_norm, key_norm, bias)
     torch.ops.c2v.qk_norm_rope_(
         qkv,
@@ -117,6 +125,7 @@ def qk_norm_rope_reference_(
     See ``qk_norm_rope_`` for arguments and errors.
     """
     _check(qkv, positions, cos, sin, num_query_heads, num_key_heads, head_dim)
+    check_eps(eps)
     _check_vectors(qkv, head_dim, query_norm, key_norm, bias)
     _pytorch_form(
         qkv,
@@ -220,7 +229,7 @@ def _load_norm(
 @jit(do_not_specialize=["positions", "tokens", "table_rows"])
 def _qk_norm_rope_kernel(
     qkv: tl.tensor,
-    qkv_stride: int,
+    qkv_stride: tl.tensor,
     bias: tl.tensor,
     positions: tl.tensor,
     cos: tl.tensor,
@@ -390,6 +399,8 @@ def _check(
         refuse("cos", cos, f"[positions, {head_dim // 2}]")
     check_like("cos", cos, (cos.shape[0], head_dim // 2), qkv)
     check_like("sin", sin, (cos.shape[0], head_dim // 2), qkv)
+    for name, tensor in (("positions", positions), ("cos", cos), ("sin", sin)):
+        check_apart(name, tensor, "qkv", qkv)
 
 
 def _check_vectors(
@@ -404,6 +415,7 @@ def _check_vectors(
     for name, vector, size in (*vectors, ("bias", bias, width)):
         if vector is not None:
             check_like(name, vector, (size,), qkv)
+            check_apart(name, vector, "qkv", qkv)
 
 
 complete_op(

@@ -147,12 +147,12 @@ def _fake(
 @jit(do_not_specialize=["offsets", "counts", "rows", "texts", "tokens", "total"])
 def _segment_pool_kernel(
     states: tl.tensor,
-    states_stride: int,
+    states_stride: tl.tensor,
     offsets: tl.tensor,
     counts: tl.tensor,
     rows: tl.tensor,
     partial: tl.tensor,
-    partial_stride: int,
+    partial_stride: tl.tensor,
     pooled: tl.tensor,
     texts: int,
     tokens: int,

@@ -110,7 +110,7 @@ def _fake_fp8(gate_up: Tensor) -> tuple[Tensor, Tensor]:
 @jit(do_not_specialize=["tokens"])
 def _silu_and_mul_kernel(
     gate_up: tl.tensor,
-    gate_up_stride: int,
+    gate_up_stride: tl.tensor,
     product: tl.tensor,
     scales: tl.tensor,
     tokens: int,

@@ -93,6 +93,25 @@ def triton_on_cpu():
         library._destroy()
 
 
+@contextmanager
+def counted_launches():
+    """Yields a counter of the interpreted kernels' launches, by the kernel's name."""
+    from triton.runtime.interpreter import GridExecutor
+
+    launches = Counter()
+    run = GridExecutor.__call__
+
+    def counted(executor, *arguments, **options):
+        launches[executor.fn.__name__] += 1
+        return run(executor, *arguments, **options)
+
+    GridExecutor.__call__ = counted
+    try:
+        yield launches
+    finally:
+        GridExecutor.__call__ = run
+
+
 @dataclass(frozen=True)
 class Form:
     """One form of an op, called as the op is, and the device of its tensors."""

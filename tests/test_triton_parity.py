@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import INSTRUCTION_FIRST, Recipe
-from interpreter import triton_on_cpu
+from interpreter import counted_launches, triton_on_cpu
 from recipes import ARCHITECTURES, ECHO, ENCODERS, LAST_TOKEN, MEAN, TEMPLATES, TEXTS
+
+from c2v_engine.model.attention import base
+from c2v_engine.model.attention.packed_triton import PackedTritonAttention
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs the kernels itself")
@@ -30,6 +33,40 @@ RECIPES = {
 }
 ALWAYS = {"prefix_concat", "add_rms_norm", "qk_norm_rope_", "silu_and_mul", "packed_attention"}
 CONTEXTUAL = {"embed_layer_norm", "add_layer_norm", "bias_act_", "segment_pool"}
+
+PACKED_TRITON = {
+    name: RECIPES[name]
+    for name in ("llama", "qwen2-window", "mistral-instruction-first", "mean", "bidirectional")
+}
+
+
+@pytest.fixture
+def on_packed_triton(monkeypatch):
+    """Has a model's attention take the way of the backend that only a GPU is given."""
+
+    def put(model):
+        inner = model._checkpoint.model
+        monkeypatch.setattr(inner, "attention", PackedTritonAttention())
+        if inner.context is not None:
+            context = replace(inner.context, attention=PackedTritonAttention())
+            monkeypatch.setattr(inner, "context", context)
+        monkeypatch.setattr(base, "triton_serves", lambda device: True)
+        return model
+
+    return put
+
+
+@pytest.mark.parametrize("recipe", PACKED_TRITON.values(), ids=PACKED_TRITON)
+def test_the_triton_backend_shares_its_plan_between_layers(
+    engine, reference, recipe, on_packed_triton
+):
+    model = on_packed_triton(engine(recipe))
+    expected = reference(recipe).encode(FEW_TEXTS).numpy()
+    with triton_on_cpu() as calls:
+        actual = model.encode(FEW_TEXTS)
+    layers = model._checkpoint.model.decoder.shape.num_layers
+    assert calls["packed_attention"] >= layers
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=FLOAT32_TOLERANCE)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -61,14 +98,14 @@ def test_a_batch_of_any_size_takes_the_same_few_launches(engine):
     model = engine(Recipe())
     counted = []
     for texts in (TEXTS[4:5], TEXTS[4:9]):
-        with triton_on_cpu() as calls:
+        with triton_on_cpu(), counted_launches() as launches:
             model.encode(texts)
-        counted.append(dict(calls))
+        counted.append(dict(launches))
     assert counted[0] == counted[1]
-    assert counted[0]["segment_pool"] == 1
-    assert counted[0]["prefix_concat"] == 1
+    assert counted[0]["_segment_pool_kernel"] == 1
+    assert counted[0]["_prefix_concat_kernel"] == 1
     layers = model._checkpoint.model.context.encoder.shape.num_layers
-    assert counted[0]["bias_act_"] == layers + 1  # the encoder's own, and the projector's
+    assert counted[0]["_bias_act_kernel"] == layers + 1  # the encoder's own, and the projector's
 
 
 def test_windows_in_several_encoder_passes(engine, reference):

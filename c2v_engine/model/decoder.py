@@ -362,7 +362,10 @@ class Decoder:
         attended = attention.attend_rows(
             query[:wanted], key[:tokens], value[:tokens], plan, shape.head_dim**-0.5
         )
-        return F.pad(attended.flatten(1), (0, 0, 0, len(rows) - wanted))
+        attended = attended.flatten(1)
+        if len(rows) == wanted:
+            return attended
+        return F.pad(attended, (0, 0, 0, len(rows) - wanted))
 
     def _mlp(self, layer: DecoderLayer, normed: torch.Tensor) -> torch.Tensor:
         gate_up = F.linear(normed, layer.gate_up, layer.gate_up_bias)

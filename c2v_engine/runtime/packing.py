@@ -78,13 +78,9 @@ class _Buffer:
 
     def add(self, values: np.ndarray) -> slice:
         start = self._size
-        # Each part begins on 16 bytes, so that kernels may load it by vectors.
-        padded = -(-len(values) // 4) * 4
-        part = np.zeros(padded, dtype=np.int32)
-        part[: len(values)] = values
-        self._parts.append(part)
-        self._size += padded
-        return slice(start, start + len(values))
+        self._parts.append(np.asarray(values, dtype=np.int32))
+        self._size += len(values)
+        return slice(start, self._size)
 
     def to(self, device: torch.device) -> torch.Tensor:
         host = torch.from_numpy(np.concatenate(self._parts))

@@ -1,7 +1,7 @@
 """The CUDA kernels compile for every architecture of the wheels, GPU or not, and stay in registers.
 
-``nvcc`` is the one on the PATH, or comes with the test extra, whose ``cuda-toolkit`` installs it in
-the environment's ``nvidia`` packages. Nothing is run.
+``nvcc`` is the one on the PATH, or comes with the test extra, whose ``nvidia-cuda-nvcc`` installs
+it in the environment. Nothing is run.
 """
 
 import functools

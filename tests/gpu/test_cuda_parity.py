@@ -25,19 +25,25 @@ def adapters_need_peft(recipe):
         pytest.importorskip("peft")
 
 
+@pytest.mark.parametrize("attention", ["auto", "packed_triton"])
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_float32(checkpoint, reference, recipe):
-    engine = Causal2Vec.from_pretrained(checkpoint(recipe), device="cuda", dtype="float32")
+def test_float32(checkpoint, reference, recipe, attention):
+    engine = Causal2Vec.from_pretrained(
+        checkpoint(recipe), device="cuda", dtype="float32", attention=attention
+    )
     prompt_name = "query" if engine.config.reads_prompt else None
     expected = reference(recipe).encode(TEXTS, prompt_name=prompt_name).numpy()
     actual = engine.encode(TEXTS, prompt_name=prompt_name)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=FLOAT32_TOLERANCE)
 
 
+@pytest.mark.parametrize("attention", ["auto", "packed_triton"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_half_precision_keeps_the_direction(checkpoint, reference, recipe, dtype):
-    engine = Causal2Vec.from_pretrained(checkpoint(recipe), device="cuda", dtype=dtype)
+def test_half_precision_keeps_the_direction(checkpoint, reference, recipe, dtype, attention):
+    engine = Causal2Vec.from_pretrained(
+        checkpoint(recipe), device="cuda", dtype=dtype, attention=attention
+    )
     expected = reference(recipe).encode(TEXTS).numpy()
     actual = engine.encode(TEXTS)
     assert np.isfinite(actual).all()

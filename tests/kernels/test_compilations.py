@@ -103,3 +103,46 @@ def test_a_kernel_that_is_specialised_for_its_tokens_would_be_found(tmp_path):
     assert careless["kernel"][0] == 3
     assert careful["kernel"][0] == 1
     assert careful["kernel"][1] == [SIZES[-1], 1, 1]
+
+
+FAR_ROWS = """
+import inspect
+import json
+import sys
+
+import torch
+import aot
+from aot_launches import recorded_launches
+from c2v_engine.kernels._ops import TRITON_FORMS
+from triton.runtime.jit import JITFunction
+
+far = torch.empty_strided((4, 64), (2**31, 1), dtype=torch.bfloat16, device="meta")
+heads = torch.empty_strided((4, 2, 16), (16, 2**31, 1), dtype=torch.bfloat16, device="meta")
+weight = torch.empty(64, dtype=torch.bfloat16, device="meta")
+offsets = torch.empty(2, dtype=torch.int32, device="meta")
+with recorded_launches(90) as launches:
+    TRITON_FORMS["add_rms_norm"](far, far, weight, 1e-6)
+    TRITON_FORMS["packed_attention"](heads, heads, heads, offsets, 4, True, -1, 1.0, None)
+kinds = {name: kind for l in launches for name, kind in l.source.signature.items()}
+named = []
+for name, module in list(sys.modules.items()):
+    if name.startswith("c2v_engine.kernels."):
+        for kernel in vars(module).values():
+            if isinstance(kernel, JITFunction):
+                named += [
+                    f"{kernel.__name__}({p.name}: {p.annotation_type})"
+                    for p in kernel.params
+                    if p.name.endswith("stride") and p.annotation_type
+                ]
+print(json.dumps([kinds, named]))
+"""
+
+
+def test_a_stride_of_over_2_31_elements_is_passed_in_64_bits(tmp_path):
+    """Triton would cut it to what an annotation names, without a word."""
+    kinds, named = json.loads(output_of(FAR_ROWS, tmp_path / "far_rows.py"))
+    assert kinds["residual_stride"] == "i64"
+    assert kinds["x_stride"] == "i64"
+    assert kinds["key_head_stride"] == "i64"
+    assert kinds["query_stride"] == "i32"
+    assert named == []

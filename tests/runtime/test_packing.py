@@ -113,7 +113,6 @@ def test_everything_travels_in_one_buffer(pooling, batch_tokens):
     for tensor in tensors:
         assert tensor.dtype == torch.int32
         assert tensor.untyped_storage().data_ptr() == storage
-        assert tensor.data_ptr() % 16 == batch.buffer.data_ptr() % 16
     # The parts do not overlap.
     spans = sorted((t.storage_offset(), t.storage_offset() + t.numel()) for t in tensors)
     assert all(end <= start for (_, end), (start, _) in pairwise(spans))

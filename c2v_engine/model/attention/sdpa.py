@@ -74,7 +74,7 @@ class SdpaAttention(AttentionBackend):
             scatter[rows[real]] = slots[real]
             group_mask = _group_mask(mask, lengths[members], longest)
             if group_mask is not None:
-                group_mask = group_mask.to(device)
+                group_mask = _to_device(group_mask, device)
             groups.append(_Group(padded_rows, len(members), longest, group_mask))
             padded_rows += rows.size
         gather = np.concatenate(gather_parts) if gather_parts else np.empty(0, np.int64)
@@ -82,8 +82,8 @@ class SdpaAttention(AttentionBackend):
             return SdpaPlan(groups, None, None, mask.causal)
         return SdpaPlan(
             groups,
-            torch.from_numpy(gather).to(device),
-            torch.from_numpy(scatter).to(device),
+            _to_device(torch.from_numpy(gather), device),
+            _to_device(torch.from_numpy(scatter), device),
             mask.causal,
         )
 
@@ -116,6 +116,13 @@ class SdpaAttention(AttentionBackend):
             )
             output[rows] = attended.transpose(1, 2).flatten(0, 1)
         return output if plan.scatter is None else output.index_select(0, plan.scatter)
+
+
+def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copied without waiting for the device, which only page-locked memory allows."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def _like_lengths(lengths: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
