@@ -108,9 +108,16 @@ def _pytorch_form(
 
 def _gather(table: Tensor, ids: Tensor) -> Tensor:
     """Rows of a table; of an id out of range NaN on CUDA, where an error would have to wait."""
-    if ids.device.type != "cuda":
-        return F.embedding(ids, table)
+    if ids.device.type == "cuda":
+        return _gather_without_waiting(table, ids)
+    if not len(table) and len(ids):  # torch would name the table's dimension, in a RuntimeError
+        raise IndexError(f"index out of range: the table has no rows, and {len(ids)} are asked for")
+    return F.embedding(ids, table)
+
+
+def _gather_without_waiting(table: Tensor, ids: Tensor) -> Tensor:
     outside = (ids < 0) | (ids >= len(table))
+    table = table if len(table) else table.new_zeros((1, table.shape[1]))
     return F.embedding(ids.masked_fill(outside, 0), table).masked_fill_(outside[:, None], torch.nan)
 
 

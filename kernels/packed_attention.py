@@ -19,7 +19,8 @@ and the rows chosen of it. The Triton form for all rows keeps it within rounding
 are added up in blocks, and where these begin depends on what stands before it in the batch; the
 same batch always gives the same bits. In every form no value reaches a row of another sequence, NaN
 and infinity included. Within a sequence such a one reaches every row that sees it, and may reach
-rows that do not.
+rows that do not. A finite score that is not finite in float32 once it is multiplied by log2(e), so
+one beyond 2.3e38, may make its row NaN: the kernels' exponential is that of base 2.
 
 The op is ``torch.ops.c2v.packed_attention``, for inference only: it has no gradient. On CUDA it is
 one of the two kernels of ``packed_attention_triton``. Its compiled CPU kernels stand in ``csrc/``,
@@ -31,6 +32,8 @@ after the other.
 from __future__ import annotations
 
 from enum import IntEnum
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +44,9 @@ from c2v_engine.kernels._ops import can_validate, complete_op, refuse
 from c2v_engine.kernels.packed_attention_triton import attend_all_rows, attend_chosen_rows
 
 __all__ = [
+    "MAX_HEADS",
     "MAX_HEAD_DIM",
+    "MAX_TOKENS",
     "CpuVariant",
     "cpu_variant",
     "cpu_variants",
@@ -51,6 +56,10 @@ __all__ = [
 ]
 
 MAX_HEAD_DIM = 256
+MAX_HEADS = 65535
+"""As many programs as CUDA starts along the second axis of a grid, where the heads stand."""
+MAX_TOKENS = 2**31 - 1024
+"""The kernels count keys in int32, up to a block beyond the last."""
 
 
 class CpuVariant(IntEnum):
@@ -64,6 +73,7 @@ class CpuVariant(IntEnum):
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _CPU_DTYPES = (torch.float32, torch.bfloat16)
+_FLOAT32_MAX = torch.finfo(torch.float32).max
 _SCHEMA = (
     "(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens, int max_seqlen, bool causal, "
     "int window, float scale, Tensor? query_rows, Tensor? row_bounds=None) -> Tensor"
@@ -108,27 +118,30 @@ def packed_attention(
 
     All tensors are on one device. Rows and heads may have any stride, so that query, key and value
     can be views of one fused buffer; a head whose dimensions are not neighbours is copied. Checking
-    the *values* of ``cu_seqlens`` and ``query_rows`` waits for the device; without it nothing does.
-    What is wrong in them then is an error on the CPU, and on CUDA nothing is read out of range and
-    a row that is in none of the sequences is NaN.
+    the *values* of ``cu_seqlens``, ``query_rows`` and ``row_bounds`` waits for the device; without
+    it nothing does. What is wrong in the first two then is an error on the CPU, and on CUDA nothing
+    is read out of range and a row that is in none of the sequences is NaN. ``row_bounds`` is
+    believed on CUDA, as far as it stays within the rows of ``key``.
 
     Args:
-        query: ``[tokens, heads, D]`` float32, float16 or bfloat16, D up to 256; with
-            ``query_rows`` ``[rows, heads, D]``.
-        key: ``[tokens, kv_heads, D]`` of the same dtype; ``kv_heads`` divides ``heads``.
+        query: ``[tokens, heads, D]`` float32, float16 or bfloat16, with up to ``MAX_HEADS`` heads
+            of D up to ``MAX_HEAD_DIM``; with ``query_rows`` ``[rows, heads, D]``.
+        key: ``[tokens, kv_heads, D]`` of the same dtype, with up to ``MAX_TOKENS`` tokens;
+            ``kv_heads`` divides ``heads``.
         value: likewise.
         cu_seqlens: ``[batch + 1]`` int32, from 0 to tokens: sequence ``b`` is rows
             ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]``.
         max_seqlen: no sequence is longer.
         causal: whether a query sees only itself and what stands before it.
-        scale: factor of the scores.
-        window: in tokens; query i sees key j only where ``|i - j| < window``. None for no window.
+        scale: factor of the scores, finite in float32.
+        window: in tokens, from 1 to 2^31 - 1; query i sees key j only where ``|i - j| < window``.
+            None for no window.
         query_rows: ``[batch * n]`` int32, n rows of every sequence, sequence by sequence: row ``r``
             of ``query`` is the query of packed row ``query_rows[r]``. None for all rows.
         row_bounds: what ``row_bounds(cu_seqlens, tokens)`` gives, for layers that share it; only
             the Triton form for all rows reads it, and makes it where it is None.
-        validate: whether to check the values of ``cu_seqlens`` and ``query_rows``; not while torch
-            traces.
+        validate: whether to check the values of ``cu_seqlens``, ``query_rows`` and ``row_bounds``;
+            not while torch traces.
 
     Returns:
         ``[tokens, heads, D]``, or ``[rows, heads, D]`` with ``query_rows``; contiguous, in the
@@ -137,12 +150,15 @@ def packed_attention(
     Raises:
         InputError: a shape, dtype, device or option is not as described; or, where checked,
             ``cu_seqlens`` does not rise from 0 to tokens, has a sequence longer than
-            ``max_seqlen``, or a row of ``query_rows`` is not in its sequence.
-        RuntimeError: on the CPU, the same without the check.
+            ``max_seqlen``, a row of ``query_rows`` is not in its sequence, or ``row_bounds`` is not
+            what ``cu_seqlens`` says.
+        RuntimeError: on the CPU, the same of ``cu_seqlens`` and ``query_rows`` without the check.
     """
-    _check(query, key, value, cu_seqlens, max_seqlen, window, query_rows, row_bounds)
+    _check(query, key, value, cu_seqlens, query_rows, row_bounds)
+    _check_scalars(max_seqlen, window, scale)
     if validate and can_validate(cu_seqlens):
         _check_values(cu_seqlens, key.shape[0], max_seqlen, query_rows)
+        _check_bounds(cu_seqlens, key.shape[0], row_bounds)
     output: Tensor = torch.ops.c2v.packed_attention(
         query,
         key,
@@ -176,9 +192,11 @@ def packed_attention_reference(
 
     See ``packed_attention`` for arguments, results and errors.
     """
-    _check(query, key, value, cu_seqlens, max_seqlen, window, query_rows, row_bounds)
+    _check(query, key, value, cu_seqlens, query_rows, row_bounds)
+    _check_scalars(max_seqlen, window, scale)
     if validate and can_validate(cu_seqlens):
         _check_values(cu_seqlens, key.shape[0], max_seqlen, query_rows)
+        _check_bounds(cu_seqlens, key.shape[0], row_bounds)
     window = -1 if window is None else window
     return _pytorch_form(
         query, key, value, cu_seqlens, max_seqlen, causal, window, scale, query_rows
@@ -194,7 +212,13 @@ def row_bounds(cu_seqlens: Tensor, tokens: int) -> Tensor:
 
     Returns:
         ``[2, tokens]`` int32: the first row, and the one past the last.
+
+    Raises:
+        InputError: ``cu_seqlens`` is not ``[batch + 1]`` int32, or tokens not a number of rows.
     """
+    _check_offsets(cu_seqlens)
+    if not _is_whole(tokens) or not 0 <= tokens < 2**31:
+        raise InputError(f"tokens is {tokens!r}; expected an int from 0 to 2^31 - 1")
     if cu_seqlens.shape[0] < 2:
         return cu_seqlens.new_zeros((2, tokens))
     # A search and no repetition: offsets that do not rise would end the CUDA context there.
@@ -282,8 +306,6 @@ def _check(
     key: Tensor,
     value: Tensor,
     cu_seqlens: Tensor,
-    max_seqlen: int,
-    window: int | None,
     query_rows: Tensor | None,
     row_bounds: Tensor | None,
 ) -> None:
@@ -293,15 +315,18 @@ def _check(
     rows, heads, head_dim = query.shape
     if not 1 <= head_dim <= MAX_HEAD_DIM:
         refuse("query", query, f"a head dimension D from 1 to {MAX_HEAD_DIM}")
+    if heads > MAX_HEADS:
+        refuse("query", query, f"at most {MAX_HEADS} heads")
     if key.ndim != 3 or key.shape[2] != head_dim or key.dtype != query.dtype:
         refuse("key", key, f"[tokens, kv_heads, {head_dim}] {_dtype(query)}, as query is")
     tokens, kv_heads, _ = key.shape
+    if tokens > MAX_TOKENS:
+        refuse("key", key, f"at most {MAX_TOKENS} tokens")
     if kv_heads < 1 or heads < 1 or heads % kv_heads:
         refuse("key", key, f"a number of kv_heads that divides the {heads} heads of query")
     if value.shape != key.shape or value.dtype != key.dtype:
         refuse("value", value, f"{list(key.shape)} {_dtype(key)}, as key is")
-    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1 or cu_seqlens.dtype != torch.int32:
-        refuse("cu_seqlens", cu_seqlens, "[batch + 1] int32")
+    _check_offsets(cu_seqlens)
     if query_rows is None:
         if rows != tokens:
             refuse("query", query, f"the {tokens} rows of key, or query_rows that tell which")
@@ -311,15 +336,38 @@ def _check(
         row_bounds.shape != (2, tokens) or row_bounds.dtype != torch.int32
     ):
         refuse("row_bounds", row_bounds, f"[2, {tokens}] int32")
-    if not 0 <= max_seqlen < 2**31:
-        raise InputError(f"max_seqlen is {max_seqlen}; expected the length of the longest sequence")
-    if window is not None and window < 1:
-        raise InputError(f"window is {window}; give 1 or more tokens, or None for no window")
     given = {"key": key, "value": value, "cu_seqlens": cu_seqlens}
     optional = {"query_rows": query_rows, "row_bounds": row_bounds}
     for name, tensor in {**given, **optional}.items():
         if tensor is not None and tensor.device != query.device:
             refuse(name, tensor, f"a tensor on {query.device}, as query is")
+
+
+def _check_offsets(cu_seqlens: Tensor) -> None:
+    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1 or cu_seqlens.dtype != torch.int32:
+        refuse("cu_seqlens", cu_seqlens, "[batch + 1] int32")
+
+
+def _check_scalars(max_seqlen: int, window: int | None, scale: float) -> None:
+    if not _is_whole(max_seqlen) or not 0 <= max_seqlen < 2**31:
+        raise InputError(
+            f"max_seqlen is {max_seqlen!r}; expected the length of the longest sequence"
+        )
+    if window is not None and (not _is_whole(window) or not 1 <= window < 2**31):
+        raise InputError(
+            f"window is {window!r}; give an int from 1 to 2^31 - 1, or None for no window"
+        )
+    if not _is_finite(scale):
+        raise InputError(f"scale is {scale!r}; expected a number that is finite in float32")
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, (Integral, torch.SymInt)) and not isinstance(number, bool)
+
+
+def _is_finite(number: Any) -> bool:
+    real = isinstance(number, (Real, torch.SymFloat)) and not isinstance(number, bool)
+    return real and bool(abs(number) <= _FLOAT32_MAX)
 
 
 def _check_rows(rows: int, batch: int, query_rows: Tensor) -> None:
@@ -361,6 +409,21 @@ def _check_values(
             f"query_rows[{sequence * rows.shape[1] + place}] is {int(rows[sequence, place])}, but "
             f"sequence {sequence} has the rows {int(offsets[sequence])} to "
             f"{int(offsets[sequence + 1])}"
+        )
+
+
+def _check_bounds(cu_seqlens: Tensor, tokens: int, bounds: Tensor | None) -> None:
+    """Raises where the bounds are not those of valid offsets; waits for the device."""
+    if bounds is None:
+        return
+    expected = row_bounds(cu_seqlens, tokens)
+    wrong = (bounds != expected).any(dim=0).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        (first, last), (low, high) = bounds[:, row].tolist(), expected[:, row].tolist()
+        raise InputError(
+            f"row_bounds gives row {row} the sequence from {first} to {last}, but cu_seqlens from "
+            f"{low} to {high}; give row_bounds(cu_seqlens, {tokens})"
         )
 
 

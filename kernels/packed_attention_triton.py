@@ -203,7 +203,7 @@ def _all_rows_kernel(
         more = (again & (done != far)).to(tl.int32)
 
 
-@jit(do_not_specialize=["cu_seqlens", "query_rows", "chosen", "tokens", "left", "right"])
+@jit(do_not_specialize=["cu_seqlens", "query_rows", "chosen", "tiles", "tokens", "left", "right"])
 def _chosen_rows_kernel(
     query: tl.tensor,
     query_stride: tl.tensor,
@@ -219,6 +219,7 @@ def _chosen_rows_kernel(
     cu_seqlens: tl.tensor,
     query_rows: tl.tensor,
     chosen: int,
+    tiles: int,
     tokens: int,
     left: int,
     right: int,
@@ -231,21 +232,25 @@ def _chosen_rows_kernel(
     OFFSET: tl.constexpr,
 ) -> None:
     far: tl.constexpr = 2147483647
-    sequence = tl.program_id(0).to(tl.int64)
+    sequence = (tl.program_id(0) // tiles).to(tl.int64)
     kv_head = tl.program_id(1).to(tl.int64)
     first = tl.load(cu_seqlens + sequence).to(tl.int64)
     last = tl.load(cu_seqlens + sequence + 1).to(tl.int64)
-    row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
+    # A sequence's tiles may hold more than 2^31 queries; within a tile int32 counts its rows.
+    begin = (tl.program_id(0) % tiles).to(tl.int64) * ROWS
+    first_number = begin // GROUP
+    row = (begin % GROUP).to(tl.int32) + tl.arange(0, ROWS)
     number = row // GROUP
     member = row % GROUP
-    there = number < chosen
-    first_query = sequence * chosen
+    there = number < chosen - first_number
+    first_query = sequence * chosen + first_number
     token = tl.load(query_rows + first_query + number, mask=there, other=-1).to(tl.int64)
     valid = there & (first >= 0) & (last <= tokens) & (token >= first) & (token < last)
     length = tl.minimum(last - first, tokens).to(tl.int32)
     token = (token - first).to(tl.int32)
     low = tl.where(valid, tl.maximum(token - left + 1, 0), far)
-    high = tl.where(valid, tl.minimum(length, token + right), -far)
+    # The sum of a row near 2^31 and of what stands right of it would pass int32.
+    high = tl.where(valid, token + tl.minimum(right, length - token), -far)
 
     columns = tl.arange(0, COLUMNS)
     inside = there[:, None] & (columns < HEAD_DIM)[None, :]
@@ -333,20 +338,23 @@ def attend_chosen_rows(
     tile = chosen_rows_tile(head_dim, query.dtype)
     query, key, value = readable(query), readable(key), readable(value)
     left = tokens if window < 0 else min(window, tokens)
-    _chosen_rows_kernel[(batch, kv_heads, cdiv(chosen * group, tile.rows))](
+    tiles = cdiv(chosen * group, tile.rows)
+    # Only the first axis of a grid takes more than 65,535 programs.
+    _chosen_rows_kernel[(batch * tiles, kv_heads)](
         *_heads(query, key, value),
         output,
         output.stride(0),
         cu_seqlens.contiguous(),
         query_rows.contiguous(),
         chosen,
+        tiles,
         tokens,
         left,
         1 if causal else left,
         scale * _LOG2_E,
         GROUP=group,
         HEAD_DIM=head_dim,
-        OFFSET=_offset_type(query, key, value, tile, chosen, group),
+        OFFSET=_offset_type(query, key, value, tile, cdiv(tile.rows, group) + 1, group),
         **tile.options,
     )
     return output

@@ -41,30 +41,34 @@ def segment_pool(
 ) -> Tensor:
     """Sums, or averages, the states of each text in float32.
 
-    All tensors are on one device. Checking the *values* of ``offsets`` waits for the device;
-    without it nothing does. What is wrong in them then, or in ``rows``, is an error on the CPU, and
-    on CUDA nothing is read out of range and the text's row is NaN.
+    All tensors are on one device. Checking the *values* of ``offsets`` and ``counts`` waits for the
+    device; without it nothing does. What is wrong in ``offsets`` then, or in ``rows``, is an error
+    on the CPU. On CUDA nothing is read out of range, and a text's row is NaN where its offsets fall
+    or leave the range, it is the first and does not begin at 0, it is the last of ``rows`` and does
+    not end at their number, or one of its rows is out of range. On both it is NaN where its count
+    is below 1.
 
     Args:
         states: ``[tokens, k]`` float32, float16 or bfloat16; its rows may be strided.
         offsets: ``[texts + 1]`` int32, rising from 0 to the number of ``rows``; without ``rows`` to
             the number of states at most.
-        counts: ``[texts]`` int32, what each sum is divided by; None for the sums.
+        counts: ``[texts]`` int32 from 1, what each sum is divided by; None for the sums.
         rows: ``[R]`` int32, rows of ``states``; None for all of them, as they stand.
         partial: ``[texts, k]`` float32, added to the sums.
-        validate: whether to check the values of ``offsets``; not while torch traces.
+        validate: whether to check the values of ``offsets`` and ``counts``; not while torch traces.
 
     Returns:
         ``[texts, k]`` in new memory: means of the states' dtype, or float32 sums.
 
     Raises:
         InputError: a shape, dtype or device is not as described; or, where checked, the offsets do
-            not rise as described.
-        RuntimeError: on the CPU, the same without the check, or a row is out of range.
+            not rise as described, or a count is below 1.
+        RuntimeError: on the CPU, a row is out of range, or offsets that nobody checked are wrong.
     """
     _check(states, offsets, counts, rows, partial)
     if validate and can_validate(offsets):
         _check_offsets(states, offsets, rows)
+        _check_counts(counts)
     pooled: Tensor = torch.ops.c2v.segment_pool(states, offsets, counts, rows, partial)
     return pooled
 
@@ -85,6 +89,7 @@ def segment_pool_reference(
     _check(states, offsets, counts, rows, partial)
     if validate and can_validate(offsets):
         _check_offsets(states, offsets, rows)
+        _check_counts(counts)
     return _pytorch_form(states, offsets, counts, rows, partial)
 
 
@@ -102,7 +107,10 @@ def _pytorch_form(
         sums = _sums(states, offsets, rows, None)
     if partial is not None:
         sums += partial
-    return sums if counts is None else (sums / counts[:, None]).to(states.dtype)
+    if counts is None:
+        return sums
+    divisors = counts.float().masked_fill_(counts < 1, torch.nan)
+    return (sums / divisors[:, None]).to(states.dtype)
 
 
 def _sums(states: Tensor, offsets: Tensor, rows: Tensor | None, weights: Tensor | None) -> Tensor:
@@ -128,7 +136,11 @@ def _sums_without_waiting(states: Tensor, offsets: Tensor, rows: Tensor | None) 
         states = states if len(states) else states.new_zeros((1, states.shape[1]))
     begin, end = offsets[:-1], offsets[1:]
     wrong = (begin < 0) | (end < begin) | (end > total)
+    wrong[:1] |= begin[:1] != 0
+    if rows is not None:
+        wrong[-1:] |= end[-1:] != total
     rising = offsets.clamp(0, total).cummax(0).values
+    rising[0] = 0
     return _sums(states, rising, rows, weights).masked_fill_(wrong[:, None], torch.nan)
 
 
@@ -174,7 +186,9 @@ def _segment_pool_kernel(
     begin = tl.load(offsets + text, mask=text_inside, other=0).to(tl.int64)
     end = tl.load(offsets + text + 1, mask=text_inside, other=0).to(tl.int64)
     # Where an offset or a row is out of range nothing is read, and the text becomes NaN.
-    wrong = (begin < 0) | (end < begin) | (end > total)
+    wrong = (begin < 0) | (end < begin) | (end > total) | ((text == 0) & (begin != 0))
+    if GATHER:
+        wrong = wrong | ((text == texts - 1) & (end != total))
     end = tl.where(wrong, begin, end)
     sums = tl.zeros([TEXTS, COLUMNS], dtype=tl.float32)
     longest = tl.max(end - begin, axis=0)
@@ -196,8 +210,9 @@ def _segment_pool_kernel(
         at = text[:, None] * partial_stride + columns[None, :]
         sums += tl.load(partial + at, mask=inside, other=0.0)
     if MEAN:
-        count = tl.load(counts + text, mask=text_inside, other=1).to(tl.float32)
-        sums = tl.div_rn(sums, tl.broadcast_to(count[:, None], sums.shape))
+        count = tl.load(counts + text, mask=text_inside, other=1)
+        wrong = wrong | (count < 1)
+        sums = tl.div_rn(sums, tl.broadcast_to(count.to(tl.float32)[:, None], sums.shape))
     result = tl.where(wrong[:, None], float("nan"), sums)
     at = text[:, None] * WIDTH + columns[None, :]
     tl.store(pooled + at, result.to(pooled.dtype.element_ty), mask=inside)
@@ -318,6 +333,16 @@ def _check_offsets(states: Tensor, offsets: Tensor, rows: Tensor | None) -> None
         )
     if rows is not None and last != len(rows):
         raise InputError(f"offsets ends with {last}; expected the number of rows, {len(rows)}")
+
+
+def _check_counts(counts: Tensor | None) -> None:
+    """Raises where a count is below 1; waits for the device."""
+    if counts is None:
+        return
+    low = (counts < 1).nonzero()
+    if len(low):
+        text = int(low[0])
+        raise InputError(f"counts gives text {text} {int(counts[text])}; expected 1 or more")
 
 
 def _check_values(states: Tensor, offsets: Tensor, rows: Tensor | None) -> None:

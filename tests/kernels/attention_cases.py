@@ -35,6 +35,16 @@ def make_case(lengths, heads=2, kv_heads=2, head_dim=64, dtype=torch.float32, de
     return Case(*(part.unflatten(1, (-1, head_dim)) for part in parts), ends)
 
 
+def amid(case, value):
+    """The same tensors, each between 16 rows of one value on either side of it."""
+
+    def surrounded(x):
+        buffer = x.new_full((len(x) + 32, *x.shape[1:]), value)
+        return buffer[16:-16].copy_(x)
+
+    return Case(*(surrounded(x) for x in case[:3]), case.cu_seqlens)
+
+
 def float64_attention(case, causal=True, window=None, scale=None):
     """The definition in float64: the outputs, and what they are for the values' magnitudes."""
     case = Case(*(x.cpu() for x in case))

@@ -10,6 +10,7 @@ from row_cases import DTYPES, ROWS, SIXTEEN_BIT, WIDTHS, random, with_row_stride
 from transformers.models.bert.modeling_bert import BertConfig, BertEmbeddings
 
 from c2v_engine.errors import InputError
+from c2v_engine.kernels import embed_layer_norm as module
 from c2v_engine.kernels.embed_layer_norm import embed_layer_norm, embed_layer_norm_reference
 
 EPS = 1e-12  # BERT's
@@ -168,6 +169,32 @@ def test_on_the_cpu_an_id_out_of_range_is_an_error(name, value, op):
     case[name][2] = value
     with pytest.raises(IndexError, match="out of range"):
         op(**case, eps=EPS)
+
+
+TABLES = ["word_embeddings", "position_embeddings"]
+
+
+@pytest.mark.parametrize("op", FORMS)
+@pytest.mark.parametrize("table", TABLES)
+def test_of_an_empty_table_no_row_can_be_had(table, op):
+    case = make_case(5, 24, torch.float32, op.device)
+    case[table] = case[table][:0]
+    if op.name in ("cpu", "reference"):
+        with pytest.raises(IndexError, match="out of range"):
+            op(**case, eps=EPS)
+    else:
+        assert op(**case, eps=EPS).isnan().all()
+    case |= {name: case[name][:0] for name in ("token_ids", "position_ids")}
+    assert op(**case, eps=EPS).shape == (0, 24)
+
+
+def test_what_serves_on_cuda_without_triton_gathers_nan_for_what_is_out_of_range():
+    table = random(3, 24)
+    ids = torch.tensor([2, -1, 0, 3], dtype=torch.int32)
+    rows = module._gather_without_waiting(table, ids)
+    assert torch.equal(rows[[0, 2]], table[[2, 0]])
+    assert rows[[1, 3]].isnan().all()
+    assert module._gather_without_waiting(table[:0], ids).isnan().all()
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")

@@ -1,10 +1,16 @@
 """Packed attention against float64, its own PyTorch form and itself in another batch."""
 
+import json
+from importlib.util import find_spec
+
 import pytest
 import torch
 from attention_cases import Case, assert_agrees, float64_attention, make_case
+from compiling import output_of
+from interpreter import triton_form
 
 from c2v_engine.kernels.packed_attention import (
+    MAX_TOKENS,
     CpuVariant,
     cpu_variant,
     cpu_variants,
@@ -228,10 +234,19 @@ def test_max_seqlen_may_be_larger_than_any_sequence():
 
 @pytest.mark.parametrize(("dtype", "variant"), KERNELS)
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("window", [1025, 2**31, 2**62, 2**63 - 1])
+@pytest.mark.parametrize("window", [1025, 2**31 - 1])
 def test_a_window_longer_than_any_sequence_is_no_window(window, causal, dtype, variant):
     case = make_case([30, 1025], dtype=dtype)
     assert torch.equal(run(case, variant, causal, window), run(case, variant, causal))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [2**31, 2**62, 2**63 - 1])
+def test_the_op_itself_takes_any_window_of_64_bits(window, causal, dtype):
+    case = make_case([30, 1025], dtype=dtype)
+    op = torch.ops.c2v.packed_attention
+    assert torch.equal(op(*case, 1025, causal, window, 0.125, None), run(case, None, causal))
 
 
 @pytest.mark.parametrize(("causal", "window"), MASKS)
@@ -274,6 +289,53 @@ def test_row_bounds_say_where_each_row_s_sequence_begins_and_ends(lengths):
     assert bounds.dtype == torch.int32
     assert bounds.shape == (2, sum(lengths))
     assert bounds.T.tolist() == [list(pair) for pair in expected]
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_a_window_at_the_end_of_a_sequence_of_2_31_keys_ends_there():
+    op = triton_form(packed_attention)
+    row = torch.arange(16.0, device=op.device).view(1, 1, 16)
+    key = row.expand(MAX_TOKENS, 1, 16)  # one key in memory
+    options = {"max_seqlen": MAX_TOKENS, "causal": False, "window": 2000, "scale": 0.01}
+    cu_seqlens = torch.tensor([0, MAX_TOKENS], dtype=torch.int32, device=op.device)
+    rows = torch.tensor([MAX_TOKENS - 70], dtype=torch.int32, device=op.device)
+    actual = op(row, key, key, cu_seqlens, query_rows=rows, **options)
+    torch.testing.assert_close(actual, row, rtol=1e-6, atol=0)
+
+
+CHOSEN_ROWS = """
+import json
+import torch
+from aot_launches import recorded_launches
+from c2v_engine.kernels.packed_attention_triton import attend_chosen_rows
+
+keys, grids = set(), []
+for texts, chosen in ((3, 1), (1, 2), (7, 17), (2, 2**20), (1, 2**28)):
+    rows, heads = texts * chosen, 4
+    query, key, offsets, chosen_rows = (
+        torch.empty(*shape, dtype=dtype, device="meta")
+        for shape, dtype in (
+            ((rows, heads, 64), torch.bfloat16),
+            ((rows, 2, 64), torch.bfloat16),
+            ((texts + 1,), torch.int32),
+            ((rows,), torch.int32),
+        )
+    )
+    with recorded_launches(90) as launches:
+        attend_chosen_rows(query, key, key, offsets, chosen_rows, True, -1, 0.125)
+    keys.update(launch.key for launch in launches)
+    grids += [launch.grid for launch in launches]
+print(json.dumps([len(keys), grids]))
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_any_number_of_chosen_rows_fits_the_grid_with_one_compilation(tmp_path):
+    compilations, grids = json.loads(output_of(CHOSEN_ROWS, tmp_path / "chosen_rows.py"))
+    assert compilations == 1
+    assert [grid[1:] for grid in grids] == [[2]] * 5
+    # 16 queries a program, of two query heads that share a key head
+    assert [grid[0] for grid in grids] == [3, 1, 21, 2**18, 2**25]
 
 
 def test_the_op_traces_into_one_graph():

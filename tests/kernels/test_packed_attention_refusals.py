@@ -1,10 +1,18 @@
 """What packed attention does with arguments and indices that are wrong."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
 from c2v_engine.errors import InputError
-from c2v_engine.kernels.packed_attention import packed_attention, packed_attention_reference
+from c2v_engine.kernels.packed_attention import (
+    MAX_TOKENS,
+    packed_attention,
+    packed_attention_reference,
+    row_bounds,
+)
 
 INT = torch.int32
 OPS = [packed_attention, packed_attention_reference]
@@ -44,8 +52,21 @@ def arguments(**change):
         ({"cu_seqlens": torch.tensor([0, 4, 9])}, r"cu_seqlens is \[3\] int64"),
         ({"cu_seqlens": torch.zeros(0, dtype=INT)}, r"cu_seqlens is \[0\]"),
         ({"max_seqlen": -1}, "max_seqlen is -1"),
-        ({"window": 0}, "window is 0; give 1 or more tokens, or None"),
+        ({"max_seqlen": 5.5}, "max_seqlen is 5.5"),
+        ({"max_seqlen": True}, "max_seqlen is True"),
+        ({"window": 0}, r"window is 0; give an int from 1 to 2\^31 - 1, or None"),
         ({"window": -1}, "window is -1"),
+        ({"window": 2**31}, "window is 2147483648"),
+        ({"window": True}, "window is True"),
+        ({"window": 2.0}, "window is 2.0"),
+        ({"window": math.nan}, "window is nan"),
+        ({"window": "5"}, "window is '5'"),
+        ({"scale": math.nan}, "scale is nan; expected a number that is finite in float32"),
+        ({"scale": -math.inf}, "scale is -inf"),
+        ({"scale": 1e39}, r"scale is 1e\+39"),
+        ({"scale": None}, "scale is None"),
+        ({"scale": torch.tensor(0.25)}, r"scale is tensor\(0.2500\)"),
+        ({"query": torch.zeros(9, 65_536, 1)}, r"query is \[9, 65536, 1\].*at most 65535 heads"),
         ({"query_rows": torch.zeros(8, dtype=INT)}, r"query_rows is \[8\].*expected \[9\]"),
         ({"query_rows": torch.zeros(9, dtype=INT)}, "as many of each of 2 sequences"),
         ({"query_rows": torch.zeros(9)}, "query_rows is .*float32"),
@@ -61,6 +82,24 @@ def arguments(**change):
 def test_wrong_arguments_are_refused_with_what_was_expected(op, change, message):
     with pytest.raises(InputError, match=message):
         op(**arguments(**change))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_more_tokens_than_int32_counts_are_refused(op):
+    # without values, so that nobody asks for the memory of so many
+    query, many = (torch.zeros(rows, 2, 16, device="meta") for rows in (2, MAX_TOKENS + 1))
+    offsets, rows = (torch.zeros(size, dtype=INT, device="meta") for size in (3, 2))
+    given = {"query": query, "key": many, "value": many, "cu_seqlens": offsets, "query_rows": rows}
+    with pytest.raises(InputError, match=r"key is .*at most 2147482624 tokens"):
+        op(**arguments(**given))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_numbers_may_be_numpy_s(op):
+    given = arguments(query=torch.randn(9, 4, 16), key=torch.randn(9, 2, 16), window=3)
+    expected = op(**given)
+    numbers = {"max_seqlen": np.int64(5), "window": np.int32(3), "scale": np.float32(0.25)}
+    assert torch.equal(op(**{**given, **numbers}), expected)
 
 
 WRONG_VALUES = pytest.mark.parametrize(
@@ -99,6 +138,44 @@ def test_values_out_of_range_are_refused_before_the_op_runs(op, change, message)
 def test_values_that_nobody_checked_are_errors_on_the_cpu(op, change, message):
     with pytest.raises(RuntimeError, match=r"packed_attention: .*(cu_seqlens|sequence|query_rows)"):
         op(**with_values(change), validate=False)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(
+    ("offsets", "message"),
+    [
+        ([0, 5, 9], "row_bounds gives row 0 the sequence from 0 to 5, but cu_seqlens from 0 to 4"),
+        ([0, 4, 4, 9], None),
+        ([0, 4, 8, 9], r"gives row 4 .* 4 to 8, .* 4 to 9; give row_bounds\(cu_seqlens, 9\)"),
+    ],
+)
+def test_bounds_of_rows_of_other_sequences_are_refused(op, offsets, message):
+    bounds = row_bounds(torch.tensor(offsets, dtype=INT), 9)
+    given = arguments(row_bounds=bounds)
+    if message is None:  # the same rows, and an empty sequence between them
+        assert op(**given).shape == (9, 4, 16)
+        return
+    with pytest.raises(InputError, match=message):
+        op(**given)
+    assert op(**given, validate=False).shape == (9, 4, 16)
+
+
+@pytest.mark.parametrize(
+    ("cu_seqlens", "tokens", "message"),
+    [
+        (torch.tensor([0, 9]), 9, r"cu_seqlens is \[2\] int64.*expected \[batch \+ 1\] int32"),
+        (torch.tensor([0.0, 9.0]), 9, r"cu_seqlens is \[2\] float32"),
+        (torch.zeros(1, 2, dtype=INT), 9, r"cu_seqlens is \[1, 2\]"),
+        (torch.zeros(0, dtype=INT), 9, r"cu_seqlens is \[0\]"),
+        (torch.zeros(2, dtype=INT), -1, "tokens is -1; expected an int from 0"),
+        (torch.zeros(2, dtype=INT, device="meta"), 2**31, "tokens is 2147483648"),
+        (torch.zeros(2, dtype=INT), 3.5, "tokens is 3.5"),
+        (torch.zeros(2, dtype=INT), True, "tokens is True"),
+    ],
+)
+def test_row_bounds_refuses_what_are_no_offsets_or_no_number(cu_seqlens, tokens, message):
+    with pytest.raises(InputError, match=message):
+        row_bounds(cu_seqlens, tokens)
 
 
 def test_values_are_not_read_of_tensors_without_them():

@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from attention_cases import Case, assert_agrees, float64_attention, make_case
+from attention_cases import NORM, Case, amid, assert_agrees, float64_attention, make_case
 from far_rows import far_rows
 from interpreter import poisoned_memory, triton_form
 
@@ -23,6 +23,14 @@ ON_GPU = DEVICE == "cuda"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 HEAD_DIMS = [5, 16, 64, 80, 128, 256]
 GROUPS = [1, 4, 7]
+# Every two of a head size, a group and a dtype once: on a GPU each is a kernel to compile.
+KINDS = [
+    pytest.param(
+        head_dim, GROUPS[(i + j) % 3], dtype, id=f"{head_dim}-{GROUPS[(i + j) % 3]}-{dtype}"
+    )
+    for i, head_dim in enumerate(HEAD_DIMS)
+    for j, dtype in enumerate(DTYPES)
+]
 MASKS = [
     pytest.param(causal, window, id=f"{'causal' if causal else 'full'}-{window}")
     for causal, window in ((True, None), (False, None), (True, 7), (False, 5))
@@ -60,9 +68,7 @@ def last_first_middle(case):
     return (case.cu_seqlens[:-1, None] + offsets).flatten().int()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize(("head_dim", "group", "dtype"), KINDS)
 @pytest.mark.parametrize(("causal", "window"), MASKS)
 def test_all_rows_agree_with_float64(causal, window, head_dim, group, dtype):
     case = case_of(SHORT, group, 1, head_dim, dtype)
@@ -70,9 +76,7 @@ def test_all_rows_agree_with_float64(causal, window, head_dim, group, dtype):
     assert_agrees(actual, case, causal=causal, window=window, **TOLERANCE)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize(("head_dim", "group", "dtype"), KINDS)
 @pytest.mark.parametrize(("causal", "window"), MASKS)
 def test_chosen_rows_agree_with_float64(causal, window, head_dim, group, dtype):
     case = case_of(SHORT[:3], group, 1, head_dim, dtype)
@@ -109,21 +113,25 @@ def test_a_long_text_agrees_with_float64(causal, window, dtype):
     assert_agrees(chosen, case, rows, causal=causal, window=window, **TOLERANCE)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("chosen", [False, True])
-def test_thousands_of_tiny_texts_agree_with_float64(chosen):
+def test_thousands_of_tiny_texts_agree_with_float64(chosen, dtype):
     # A program for every text: 10,000 would take the interpreter two minutes.
-    texts = 10_000 if ON_GPU or not chosen else 1000
-    case = case_of([3] * texts)
+    few = 1000 if dtype == torch.float32 else 250
+    texts = 10_000 if ON_GPU or not chosen else few
+    case = case_of([3] * texts, dtype=dtype)
     rows = case.cu_seqlens[1:] - 1 if chosen else None
     q, k, v = (x.cpu().double().view(texts, 3, 16) for x in case[:3])
     scores = (q @ k.mT / 4).masked_fill(~torch.ones(3, 3).tril().bool(), -torch.inf)
     expected = (scores.softmax(dim=-1) @ v)[:, -1] if chosen else scores.softmax(dim=-1) @ v
     actual = run(case, rows=rows).cpu().double().view(expected.shape)
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    assert (actual - expected).norm() < NORM[dtype] * expected.norm()
+    by_text = (actual - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
+    assert by_text.max() < {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
 
 
 @pytest.mark.parametrize("chosen", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_several_key_heads_and_a_group_larger_than_a_tile(dtype, chosen):
     for heads, kv_heads in ((6, 3), (71, 1), (130, 2)):
         case = case_of([4, 9], heads, kv_heads, 8, dtype)
@@ -179,7 +187,7 @@ def test_the_given_bounds_are_the_ones_that_serve():
     case = case_of([9, 40, 3], 2)
     other = row_bounds(case.cu_seqlens.new_tensor([0, 20, 52]), 52)
     expected = run(case._replace(cu_seqlens=case.cu_seqlens.new_tensor([0, 20, 52])))
-    assert torch.equal(run(case, row_bounds=other), expected)
+    assert torch.equal(run(case, row_bounds=other, validate=False), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -253,7 +261,7 @@ def test_any_scale_serves(scale):
     assert_agrees(run(case, rows=rows, scale=scale), case, rows, scale=scale, **TOLERANCE)
 
 
-@pytest.mark.parametrize("window", [40, 2**31, 2**62, 2**63 - 1])
+@pytest.mark.parametrize("window", [40, 2**30, 2**31 - 1])
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_window_longer_than_any_text_is_no_window(causal, window):
     case = case_of([30, 40], 2)
@@ -274,6 +282,7 @@ def test_batches_without_rows_and_texts_without_rows():
 # --- values that are wrong, and nobody checked ----------------------------------------------------
 
 
+@pytest.mark.parametrize("around", [1.0, math.nan])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(
     ("offsets", "outside"),
@@ -287,15 +296,19 @@ def test_batches_without_rows_and_texts_without_rows():
         ([-(2**31), 2**31 - 1], range(9)),
     ],
 )
-def test_a_row_of_no_text_is_nan_and_reads_nothing(offsets, outside, causal):
+def test_a_row_of_no_text_is_nan_whatever_stands_around(offsets, outside, causal, around):
     case = case_of([4, 5], 2, 1)
-    wrong = torch.tensor(offsets, dtype=torch.int32, device=DEVICE)
-    actual = run(case._replace(cu_seqlens=wrong), causal, validate=False)
+    case = case._replace(cu_seqlens=torch.tensor(offsets, dtype=torch.int32, device=DEVICE))
+    actual = run(amid(case, around), causal, validate=False)
     expected = [row in outside for row in range(9)]
     assert actual.isnan().all(dim=2).all(dim=1).tolist() == expected
     assert actual.isnan().any(dim=2).any(dim=1).tolist() == expected
+    # What would be read of the rows around would change what is finite too.
+    other = run(amid(case, -3.0), causal, validate=False)
+    torch.testing.assert_close(actual, other, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("around", [1.0, math.nan])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(
     ("offsets", "rows", "outside"),
@@ -310,26 +323,23 @@ def test_a_row_of_no_text_is_nan_and_reads_nothing(offsets, outside, causal):
         ([-(2**31), 2**31 - 1, 9], [0, 8], [0, 1]),
     ],
 )
-def test_a_chosen_row_that_is_not_in_its_text_is_nan_and_reads_nothing(
-    offsets, rows, outside, causal
+def test_a_chosen_row_that_is_not_in_its_text_is_nan_whatever_stands_around(
+    offsets, rows, outside, causal, around
 ):
     case = case_of([4, 5], 2, 1)
+    case = case._replace(cu_seqlens=torch.tensor(offsets, dtype=torch.int32, device=DEVICE))
     query_rows = torch.tensor(rows, dtype=torch.int32, device=DEVICE)
-    wrong = torch.tensor(offsets, dtype=torch.int32, device=DEVICE)
-    actual = ATTENTION(
-        case.query[:2],
-        case.key,
-        case.value,
-        wrong,
-        max_seqlen=9,
-        causal=causal,
-        scale=0.25,
-        query_rows=query_rows,
-        validate=False,
-    )
+    options = {"max_seqlen": 9, "causal": causal, "scale": 0.25, "validate": False}
+
+    def attend(case):
+        return ATTENTION(case.query[:2], *case[1:], query_rows=query_rows, **options)
+
+    actual = attend(amid(case, around))
     expected = [row in outside for row in range(2)]
     assert actual.isnan().all(dim=2).all(dim=1).tolist() == expected
     assert actual.isnan().any(dim=2).any(dim=1).tolist() == expected
+    other = attend(amid(case, -3.0))
+    torch.testing.assert_close(actual, other, rtol=0, atol=0, equal_nan=True)
 
 
 # --- offsets beyond 2^31 elements -----------------------------------------------------------------

@@ -110,6 +110,30 @@ def test_on_the_cpu_an_id_out_of_range_is_an_error(value, op):
         op(ids, words, None)
 
 
+@pytest.mark.parametrize("op", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_empty_table_serves_where_every_row_is_contextual(dtype, op):
+    _, words, contexts = make_case(0, 24, dtype, op.device)
+    for places in ([3, 0, 8, 3], []):
+        ids = torch.tensor([-1 - place for place in places], dtype=torch.int32, device=op.device)
+        assert torch.equal(op(ids, words[:0], contexts), contexts[places])
+    assert op(ids, words[:0], None).shape == (0, 24)
+
+
+@pytest.mark.parametrize("op", [form for form in FORMS if form.id in ("cpu", "reference")])
+def test_on_the_cpu_a_row_of_an_empty_table_is_an_error(op):
+    _, words, contexts = make_case(0, 24, torch.float32)
+    for ids, table, absent in (
+        ([0], words[:0], None),
+        ([-1], words[:0], None),
+        ([-1, 0], words[:0], contexts),
+        ([-1], words[:0], contexts[:0]),
+        ([5, -1], words, contexts[:0]),
+    ):
+        with pytest.raises(IndexError, match="out of range"):
+            op(torch.tensor(ids, dtype=torch.int32), table, absent)
+
+
 @pytest.mark.parametrize("without_waiting", [False, True])
 @pytest.mark.parametrize("value", OUT_OF_RANGE)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -133,6 +157,9 @@ def test_on_cuda_an_id_out_of_range_makes_a_row_of_nan(dtype, value, without_wai
         nans = op(ids, words, absent).isnan()
         assert torch.equal(nans.all(dim=1), (ids < 0) | (ids >= WORDS))
         assert torch.equal(nans.all(dim=1), nans.any(dim=1))
+    nans = op(ids, words[:0], contexts).isnan()
+    assert torch.equal(nans.all(dim=1), (ids < -CONTEXTS) | (ids >= 0))
+    assert torch.equal(nans.all(dim=1), nans.any(dim=1))
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")

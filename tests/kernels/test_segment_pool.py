@@ -177,6 +177,19 @@ def test_offsets_must_end_at_the_number_of_rows(op):
             op(states, int32([0, 1, end], op.device), rows=rows)
 
 
+@pytest.mark.filterwarnings("ignore:(divide by zero|invalid value):RuntimeWarning")
+@pytest.mark.parametrize("op", FORMS)
+@pytest.mark.parametrize("count", [0, -3, -(2**31)])
+def test_counts_below_1_are_refused_and_their_texts_nan_where_nobody_checks(count, op):
+    states, offsets, counts = make_case([3, 2, 0, 4], 24, torch.float32, op.device)
+    counts[1:3] = count
+    with pytest.raises(InputError, match=f"counts gives text 1 {count}; expected 1 or more"):
+        op(states, offsets, counts=counts)
+    means = op(states, offsets, counts=counts, validate=False)
+    assert means.isnan().all(dim=1).tolist() == [False, True, True, False]
+    assert means.isnan().any(dim=1).tolist() == [False, True, True, False]
+
+
 @pytest.mark.parametrize("op", CPU_FORMS)
 @pytest.mark.parametrize(("offsets", "message"), WRONG_OFFSETS)
 def test_on_the_cpu_wrong_offsets_are_found_without_validation_too(offsets, message, op):
@@ -208,6 +221,8 @@ def on_cuda(request):
         ([0, 4, 11, 12, 5, 7], [False, True, True, True, False]),
         ([0, 5, 4, 9, 10, 10], [False, True, False, False, False]),
         ([-3, 5, -1, 4, 2**31 - 1, -(2**31)], [True, True, True, True, True]),
+        ([1, 4, 9], [True, False]),
+        ([4, 4, 9], [True, False]),
     ],
 )
 def test_on_cuda_wrong_offsets_make_their_texts_nan(on_cuda, offsets, wrong):
@@ -216,6 +231,15 @@ def test_on_cuda_wrong_offsets_make_their_texts_nan(on_cuda, offsets, wrong):
     sums = op(states, int32(offsets, device), None)
     assert sums.isnan().all(dim=1).tolist() == wrong
     assert sums.isnan().any(dim=1).tolist() == wrong
+
+
+@pytest.mark.parametrize("end", [2, 4])
+def test_on_cuda_rows_that_do_not_end_with_the_last_text_make_it_nan(on_cuda, end):
+    op, device = on_cuda
+    states, rows = random(10, 24).to(device), int32([3, 4, 5], device)
+    sums = op(states, int32([0, 1, end], device), rows)
+    assert torch.equal(sums[0], states[3])
+    assert sums[1].isnan().all()
 
 
 @pytest.mark.parametrize("row", [-1, 30, 2**31 - 1, -(2**31)])
