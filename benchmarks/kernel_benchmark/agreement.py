@@ -45,7 +45,7 @@ class Agreement:
 def expected_outputs(case: Case, arguments: Arguments) -> list[Tensor]:
     """What the op gives, by its reference on float32 copies of the arguments."""
     wide: Arguments = {}
-    for name, value in arguments.items():
+    for name, value in case.op.own(arguments).items():
         floating = isinstance(value, Tensor) and value.is_floating_point()
         wide[name] = value.to(torch.float32, copy=True) if floating else value
     return case.op.outputs(wide, case.op.reference(**wide))

@@ -97,7 +97,7 @@ class KernelOp:
     Attributes:
         name: in ``torch.ops.c2v``.
         launcher: its public function.
-        reference: its plain PyTorch form, taking the same arguments.
+        reference: its PyTorch form, taking the same arguments: what is right.
         make: the arguments of both, fresh for every call; weights and tables included.
         moved_bytes: the fewest bytes that the op moves, of the sizes and the bytes of an element:
             each input read once, each output written once.
@@ -109,6 +109,9 @@ class KernelOp:
         float8: whether it returns float8 values and their scales.
         rivals: further providers, of the case and the arguments of a call.
         variant: what sets it apart from another use of the same op.
+        baseline: what eager PyTorch and ``torch.compile`` run where the reference does more than
+            they need, such as to guard ids on CUDA; takes all arguments.
+        prepared: arguments for the baseline alone: what it may know before a call.
     """
 
     name: str
@@ -122,6 +125,17 @@ class KernelOp:
     float8: bool = False
     rivals: Callable[[Case, Arguments], list[Provider | Unusable]] | None = None
     variant: str = ""
+    baseline: Callable[..., Any] | None = None
+    prepared: tuple[str, ...] = ()
+
+    @property
+    def plain(self) -> Callable[..., Any]:
+        """What PyTorch is timed with, taking all arguments."""
+        return self.reference if self.baseline is None else self.baseline
+
+    def own(self, arguments: Arguments) -> Arguments:
+        """The arguments of launcher and reference."""
+        return {k: arguments[k] for k in arguments if k not in self.prepared}
 
     def outputs(self, arguments: Arguments, returned: Any) -> list[Tensor]:
         """Everything that a call computed: rows of what it returned and of what it wrote."""

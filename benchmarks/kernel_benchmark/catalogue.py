@@ -9,7 +9,7 @@ import torch
 from kernel_benchmark.attention_ops import ATTENTION, POOLED_ROWS_ATTENTION
 from kernel_benchmark.case import Case, KernelOp, Sizes
 from kernel_benchmark.gather_ops import GATHER_OPS
-from kernel_benchmark.rowwise_ops import ROWWISE_OPS
+from kernel_benchmark.rowwise_ops import BIASED_OPS, ROWWISE_OPS
 
 __all__ = ["attention_cases", "full_cases", "missing_ops", "small_cases"]
 
@@ -24,7 +24,6 @@ def shape(
         "kv_heads": kv_heads,
         "head_dim": head_dim,
         "vocab": vocab,
-        "qkv_bias": has.get("qkv_bias", 0),
         "qk_norm": has.get("qk_norm", 0),
         "causal": has.get("causal", 1),
     }
@@ -32,20 +31,21 @@ def shape(
 
 SHAPES: Mapping[str, Sizes] = {
     "mistral-7b": shape(4096, 14336, 32, 8, 128, 32000),
-    "qwen2.5-0.5b": shape(896, 4864, 14, 2, 64, 151936, qkv_bias=1),
+    "qwen2.5-0.5b": shape(896, 4864, 14, 2, 64, 151936),
     "qwen3-0.6b": shape(1024, 3072, 16, 8, 128, 151936, qk_norm=1),
     "bert-base": shape(768, 3072, 12, 12, 64, 30522, causal=0),
-    "tiny": shape(64, 96, 4, 2, 16, 512, qkv_bias=1, qk_norm=1),
+    "tiny": shape(64, 96, 4, 2, 16, 512, qk_norm=1),
     "tiny-encoder": shape(64, 96, 4, 4, 16, 512, causal=0),
 }
 DECODERS = ("mistral-7b", "qwen2.5-0.5b")
 ENCODERS = ("bert-base",)
+WITH_QKV_BIAS = ("qwen2.5-0.5b",)
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "add_rms_norm": ("hidden",),
     "add_rms_norm_fp8": ("hidden",),
     "add_layer_norm": ("hidden",),
     "add_layer_norm_fp8": ("hidden",),
-    "qk_norm_rope_": ("heads", "kv_heads", "head_dim", "qkv_bias", "qk_norm"),
+    "qk_norm_rope_": ("heads", "kv_heads", "head_dim", "qk_norm"),
     "silu_and_mul": ("intermediate",),
     "silu_and_mul_fp8": ("intermediate",),
     "bias_act_": ("intermediate",),
@@ -106,6 +106,10 @@ def full_cases(dtype: torch.dtype = torch.bfloat16) -> list[Case]:
             for model in USED_BY[op.name]:
                 batch = {"tokens": tokens, "length": LENGTH}
                 cases.append(make_case(op, model, dtype, batch, goal=tokens == max(TOKENS)))
+    for op in BIASED_OPS:
+        models = WITH_QKV_BIAS if op.name == "qk_norm_rope_" else USED_BY[op.name]
+        batch = {"tokens": max(TOKENS), "length": LENGTH}
+        cases += [make_case(op, model, dtype, batch) for model in models]
     return sorted(cases, key=lambda case: (not case.goal, -case.sizes.get("tokens", 0)))
 
 
@@ -128,7 +132,7 @@ def small_cases(dtype: torch.dtype) -> list[Case]:
     """Every op once at sizes that take no time, to try ops and harness on any machine."""
     batch = {"tokens": 96, "length": 16}
     cases = []
-    for op in (*ROWWISE_OPS, *GATHER_OPS):
+    for op in (*ROWWISE_OPS, *GATHER_OPS, *BIASED_OPS):
         model = "tiny-encoder" if USED_BY.get(op.name) == ENCODERS else "tiny"
         sizes = {"texts": 7, "length": 4} if op.name == "dual_token_pool" else batch
         cases.append(make_case(op, model, dtype, sizes))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from c2v_engine.kernels._ops import TRITON_FORMS
+from c2v_engine.kernels._ops import OLDEST_CAPABILITIES, TRITON_FORMS
 from c2v_engine.kernels._triton import triton_serves, triton_status
 from kernel_benchmark.case import Arguments, Case, Provider, Unusable
 
@@ -16,7 +16,7 @@ __all__ = ["all_providers", "form_of"]
 def form_of(name: str, device: torch.device) -> str:
     """Which form of an op serves on a device: ``triton``, ``csrc`` or ``pytorch``."""
     if device.type == "cuda" and name in TRITON_FORMS:
-        return "triton" if triton_serves(device) else "pytorch"
+        return "triton" if triton_serves(device, OLDEST_CAPABILITIES[name]) else "pytorch"
     key = {"cuda": "CUDA", "cpu": "CPU"}[device.type]
     compiled = torch._C._dispatch_has_kernel_for_dispatch_key(f"c2v::{name}", key)
     return "csrc" if compiled else "pytorch"
@@ -37,9 +37,9 @@ def all_providers(
     op = case.op
     found: list[Provider | Unusable] = [ours(case, device)]
     found += op.rivals(case, arguments) if op.rivals is not None else []
-    found.append(Provider("eager", lambda given: op.reference(**given)))
+    found.append(Provider("eager", lambda given: op.plain(**given)))
     if compiler is not None:
-        found.append(compiled_reference(case, compiler))
+        found.append(compiled_plain(case, compiler))
     return found
 
 
@@ -48,13 +48,21 @@ def ours(case: Case, device: torch.device) -> Provider | Unusable:
     op = case.op
     form = form_of(op.name, device)
     if device.type == "cuda" and form == "pytorch":
-        return Unusable("ours", f"no kernel serves on this GPU: Triton is {triton_status().reason}")
-    return Provider("ours", lambda given: op.launcher(**given), form=form)
+        return Unusable("ours", f"no kernel serves on this GPU: {why_none(op.name)}")
+    return Provider("ours", lambda given: op.launcher(**op.own(given)), form=form)
 
 
-def compiled_reference(case: Case, compiler: str) -> Provider:
-    """``torch.compile`` of the reference for the sizes of this case alone."""
+def why_none(name: str) -> str:
+    """Why an op has no kernel on a GPU."""
+    if name not in OLDEST_CAPABILITIES:
+        return f"Triton is {triton_status().reason}"
+    oldest = ".".join(map(str, OLDEST_CAPABILITIES[name]))
+    return f"its Triton kernel needs compute capability {oldest}"
+
+
+def compiled_plain(case: Case, compiler: str) -> Provider:
+    """``torch.compile`` of what eager PyTorch runs, for the sizes of this case alone."""
     # Beyond a handful of compilations of one function torch gives up on it without a word.
     torch.compiler.reset()
-    compiled: Any = torch.compile(case.op.reference, dynamic=False, backend=compiler)
+    compiled: Any = torch.compile(case.op.plain, dynamic=False, backend=compiler)
     return Provider("compile", lambda given: compiled(**given))

@@ -2,6 +2,9 @@
 
 In what follows ``e`` is the bytes of an element. Addends are small, so that an op that writes in
 place can be repeated: a 16-bit sum stops growing at some hundred times the addend.
+
+The engine leaves biases to the matrix products, so the ops are measured without. ``BIASED_OPS`` are
+the same for products that leave their bias out.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from c2v_engine.kernels.silu_and_mul import (
 )
 from kernel_benchmark.case import Arguments, Draw, KernelOp, Sizes
 
-__all__ = ["ROWWISE_OPS"]
+__all__ = ["BIASED_OPS", "ROWWISE_OPS"]
 
 EPS = 1e-6
 SMALL = 0.1
@@ -65,29 +68,42 @@ def make_layer_norm(sizes: Sizes, draw: Draw) -> Arguments:
         "weight": draw.normal(hidden, scale=SMALL, mean=1.0),
         "bias": draw.normal(hidden, scale=SMALL),
         "eps": EPS,
-        "x_bias": draw.normal(hidden, scale=SMALL),
     }
 
 
+def make_biased_layer_norm(sizes: Sizes, draw: Draw) -> Arguments:
+    bias = draw.normal(sizes["hidden"], scale=SMALL)
+    return {**make_layer_norm(sizes, draw), "x_bias": bias}
+
+
 def layer_norm_bytes(sizes: Sizes, e: int) -> int:
-    """X and residual read, normed rows written; weight and two biases read."""
+    """X and residual read, normed rows written; weight and bias read."""
     tokens, hidden = sizes["tokens"], sizes["hidden"]
-    return 3 * tokens * hidden * e + 3 * hidden * e
+    return 3 * tokens * hidden * e + 2 * hidden * e
 
 
 def layer_norm_fp8_bytes(sizes: Sizes, e: int) -> int:
     """The same with the normed rows in one byte a value and a scale a row."""
     tokens, hidden = sizes["tokens"], sizes["hidden"]
-    return tokens * hidden * (2 * e + 1) + tokens * SCALE + 3 * hidden * e
+    return tokens * hidden * (2 * e + 1) + tokens * SCALE + 2 * hidden * e
+
+
+def biased_layer_norm_bytes(sizes: Sizes, e: int) -> int:
+    """The bias of x read too."""
+    return layer_norm_bytes(sizes, e) + sizes["hidden"] * e
+
+
+def biased_layer_norm_fp8_bytes(sizes: Sizes, e: int) -> int:
+    """Likewise."""
+    return layer_norm_fp8_bytes(sizes, e) + sizes["hidden"] * e
 
 
 def make_rope(sizes: Sizes, draw: Draw) -> Arguments:
     heads, kv_heads, head_dim = (sizes[key] for key in ("heads", "kv_heads", "head_dim"))
     tokens, length = sizes["tokens"], sizes["length"]
-    width = (heads + 2 * kv_heads) * head_dim
     angles = draw.normal(length, head_dim // 2).float()
     arguments: Arguments = {
-        "qkv": draw.normal(tokens, width),
+        "qkv": draw.normal(tokens, (heads + 2 * kv_heads) * head_dim),
         "positions": draw.cycle(tokens // length, length),
         "cos": angles.cos().to(draw.dtype),
         "sin": angles.sin().to(draw.dtype),
@@ -96,8 +112,6 @@ def make_rope(sizes: Sizes, draw: Draw) -> Arguments:
         "head_dim": head_dim,
         "eps": EPS,
     }
-    if sizes["qkv_bias"]:
-        arguments["bias"] = draw.normal(width, scale=SMALL)
     if sizes["qk_norm"]:
         for name in ("query_norm", "key_norm"):
             arguments[name] = draw.normal(head_dim, scale=SMALL, mean=1.0)
@@ -105,12 +119,22 @@ def make_rope(sizes: Sizes, draw: Draw) -> Arguments:
 
 
 def rope_bytes(sizes: Sizes, e: int) -> int:
-    """Q and K read and written, V where a bias is added; positions, tables, bias and norms read."""
+    """Q and K read and written; positions, tables and norms read."""
     heads, kv_heads, head_dim = (sizes[key] for key in ("heads", "kv_heads", "head_dim"))
-    biased, normed = sizes["qkv_bias"], sizes["qk_norm"]
-    touched = (heads + kv_heads * (2 if biased else 1)) * head_dim
-    vectors = sizes["length"] * head_dim + (touched if biased else 0) + 2 * head_dim * normed
-    return sizes["tokens"] * (2 * touched * e + 4) + vectors * e
+    vectors = (sizes["length"] + 2 * sizes["qk_norm"]) * head_dim
+    return sizes["tokens"] * (2 * (heads + kv_heads) * head_dim * e + 4) + vectors * e
+
+
+def make_biased_rope(sizes: Sizes, draw: Draw) -> Arguments:
+    width = (sizes["heads"] + 2 * sizes["kv_heads"]) * sizes["head_dim"]
+    return {**make_rope(sizes, draw), "bias": draw.normal(width, scale=SMALL)}
+
+
+def biased_rope_bytes(sizes: Sizes, e: int) -> int:
+    """V read and written too, and the bias read."""
+    heads, kv_heads, head_dim = (sizes[key] for key in ("heads", "kv_heads", "head_dim"))
+    values, width = kv_heads * head_dim, (heads + 2 * kv_heads) * head_dim
+    return rope_bytes(sizes, e) + (2 * sizes["tokens"] * values + width) * e
 
 
 def make_silu(sizes: Sizes, draw: Draw) -> Arguments:
@@ -128,18 +152,26 @@ def silu_fp8_bytes(sizes: Sizes, e: int) -> int:
 
 
 def make_bias_act(sizes: Sizes, draw: Draw) -> Arguments:
-    tokens, columns = sizes["tokens"], sizes["intermediate"]
-    return {
-        "x": draw.normal(tokens, columns),
-        "bias": draw.normal(columns, scale=SMALL),
-        "activation": "gelu",
-    }
+    # Every call in place halves what is near 0, until only zeros are left of it: most values are
+    # large enough to stay what they are.
+    x = draw.normal(sizes["tokens"], sizes["intermediate"], scale=3.0, mean=4.0)
+    return {"x": x, "bias": None, "activation": "gelu"}
 
 
 def bias_act_bytes(sizes: Sizes, e: int) -> int:
-    """X read and written; the bias read."""
+    """X read and written."""
+    return 2 * sizes["tokens"] * sizes["intermediate"] * e
+
+
+def make_biased_act(sizes: Sizes, draw: Draw) -> Arguments:
     tokens, columns = sizes["tokens"], sizes["intermediate"]
-    return 2 * tokens * columns * e + columns * e
+    bias = draw.normal(columns, scale=SMALL)
+    return {"x": draw.normal(tokens, columns), "bias": bias, "activation": "gelu"}
+
+
+def biased_act_bytes(sizes: Sizes, e: int) -> int:
+    """The bias read too."""
+    return bias_act_bytes(sizes, e) + sizes["intermediate"] * e
 
 
 ROWWISE_OPS = (
@@ -199,5 +231,43 @@ ROWWISE_OPS = (
         make_bias_act,
         bias_act_bytes,
         written=("x",),
+    ),
+)
+
+BIASED_OPS = (
+    KernelOp(
+        "add_layer_norm",
+        add_layer_norm,
+        add_layer_norm_reference,
+        make_biased_layer_norm,
+        biased_layer_norm_bytes,
+        variant="bias",
+    ),
+    KernelOp(
+        "add_layer_norm_fp8",
+        add_layer_norm_fp8,
+        add_layer_norm_fp8_reference,
+        make_biased_layer_norm,
+        biased_layer_norm_fp8_bytes,
+        float8=True,
+        variant="bias",
+    ),
+    KernelOp(
+        "qk_norm_rope_",
+        qk_norm_rope_,
+        qk_norm_rope_reference_,
+        make_biased_rope,
+        biased_rope_bytes,
+        written=("qkv",),
+        variant="bias",
+    ),
+    KernelOp(
+        "bias_act_",
+        bias_act_,
+        bias_act_reference_,
+        make_biased_act,
+        biased_act_bytes,
+        written=("x",),
+        variant="bias",
     ),
 )

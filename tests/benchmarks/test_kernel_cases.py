@@ -24,8 +24,8 @@ def ids(cases):
 
 def moved_by_tensors(case):
     """Bytes of every tensor that a call reads, and of every one that it writes."""
-    arguments = case.arguments(torch.device("cpu"), 0)
-    moved = 0
+    arguments = case.op.own(case.arguments(torch.device("cpu"), 0))
+    moved = -untouched(case)
     for name, value in arguments.items():
         if not isinstance(value, torch.Tensor) or name in NOT_COUNTED:
             continue
@@ -41,6 +41,14 @@ def moved_by_tensors(case):
     )
 
 
+def untouched(case):
+    """Bytes of the values, which a rotation without a bias neither reads nor writes."""
+    if case.op.name != "qk_norm_rope_" or case.op.variant == "bias":
+        return 0
+    sizes = case.sizes
+    return 2 * sizes["tokens"] * sizes["kv_heads"] * sizes["head_dim"] * case.dtype.itemsize
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", ids(SMALL))
 def test_moved_bytes_are_those_of_the_tensors(name, dtype):
@@ -49,12 +57,35 @@ def test_moved_bytes_are_those_of_the_tensors(name, dtype):
 
 
 def test_the_rotation_without_a_bias_leaves_the_values_alone(small):
-    case = small("qk_norm_rope_")
-    plain = dataclasses.replace(case, sizes={**case.sizes, "qkv_bias": 0})
-    values = case.sizes["kv_heads"] * case.sizes["head_dim"] * case.sizes["tokens"] * 2
-    bias = (case.sizes["heads"] + 2 * case.sizes["kv_heads"]) * case.sizes["head_dim"] * 2
-    assert case.moved_bytes - plain.moved_bytes == 2 * values + bias
-    assert "bias" not in plain.arguments(torch.device("cpu"), 0)
+    arguments = small("qk_norm_rope_").arguments(torch.device("cpu"), 0)
+    sizes = small("qk_norm_rope_").sizes
+    values = arguments["qkv"][:, (sizes["heads"] + sizes["kv_heads"]) * sizes["head_dim"] :]
+    before = values.clone()
+    small("qk_norm_rope_").op.launcher(**arguments)
+    assert values.numel() > 0
+    assert torch.equal(values, before)
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [
+        ("add_layer_norm", "x_bias"),
+        ("add_layer_norm_fp8", "x_bias"),
+        ("bias_act_", "bias"),
+        ("qk_norm_rope_", "bias"),
+    ],
+)
+def test_what_the_engine_launches_has_no_bias_and_alone_a_goal(op, name):
+    for cases in (SMALL, full_cases()):
+        found = [case for case in cases if case.op.name == op]
+        biased = {case.name for case in found if case.op.variant == "bias"}
+        assert biased
+        assert len(biased) < len(found)
+        for case in found:
+            assert not (case.goal and case.name in biased)
+            if cases is SMALL:
+                given = case.arguments(torch.device("cpu"), 0).get(name)
+                assert (given is not None) == (case.name in biased)
 
 
 def test_every_op_with_a_kernel_has_a_case_at_real_and_at_tiny_sizes():

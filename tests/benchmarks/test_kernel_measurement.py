@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from kernel_benchmark import providers
 from kernel_benchmark.agreement import check_provider, expected_outputs
 from kernel_benchmark.case import Provider
 from kernel_benchmark.catalogue import small_cases
@@ -13,6 +14,7 @@ from kernel_benchmark.clock import HostTimer, make_timer
 from kernel_benchmark.measure import draw_sets, figures, measure_case
 from kernel_benchmark.providers import all_providers, form_of
 
+from c2v_engine.kernels._ops import OLDEST_CAPABILITIES
 from c2v_engine.model.attention.select import BACKENDS
 
 CPU = torch.device("cpu")
@@ -198,6 +200,55 @@ def test_the_compiled_reference_is_a_provider(small, settings):
     assert "compile" not in names
 
 
+PLAIN = ("embed_layer_norm", "prefix_concat", "segment_pool")
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("name", PLAIN)
+def test_pytorch_is_timed_with_the_plain_form_of_what_guards_ids(name, small, settings):
+    case = small(name)
+    calls = []
+
+    def counted(**arguments):
+        calls.append("baseline")
+        return case.op.baseline(**arguments)
+
+    def reference(**arguments):
+        calls.append("reference")
+        return case.op.reference(**arguments)
+
+    op = dataclasses.replace(case.op, baseline=counted, reference=reference)
+    entries = by_provider(measure_case(dataclasses.replace(case, op=op), settings))
+    assert entries["eager"]["status"] == "ok"
+    assert calls.count("reference") == 1  # for what is right
+    assert calls.count("baseline") > 2
+    entries = by_provider(measure_case(case, dataclasses.replace(settings, compiler="eager")))
+    assert entries["compile"]["status"] == "ok", entries["compile"].get("reason")
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_wrong_plain_form_is_reported_and_not_timed(name, small, settings):
+    case = small(name)
+    op = dataclasses.replace(case.op, baseline=lambda **given: case.op.baseline(**given) * 1.05)
+    entries = by_provider(measure_case(dataclasses.replace(case, op=op), settings))
+    assert entries["eager"]["status"] == "wrong"
+    assert "ms" not in entries["eager"]
+    assert entries["ours"]["status"] == "ok"
+
+
+@pytest.mark.parametrize("activated", [1, 1000])
+def test_the_activation_in_place_is_seen_and_can_be_repeated(activated, small):
+    case = small("bias_act_")
+    x = case.arguments(CPU, 0)["x"]
+    first = x.clone()
+    for _ in range(activated):
+        case.op.launcher(x, None, activation="gelu")
+    # Enough of it changes at first for the check to see, and enough of it stays in the end.
+    assert (x.float() - first).norm() > 0.1 * first.float().norm()
+    assert (x == 0).float().mean() < 0.45
+
+
 def test_figures_are_rates_over_the_median(small, settings):
     case = small("packed_attention")
     found = figures(case, [1.0, 4.0, 2.0], settings.ceilings)
@@ -267,3 +318,17 @@ def test_ceilings_are_measured_on_this_machine():
 def test_the_form_that_serves_is_told():
     assert form_of("add_rms_norm_fp8", CPU) == "pytorch"
     assert form_of("dual_token_pool", CPU) in ("csrc", "pytorch")
+
+
+def test_a_gpu_too_old_for_float8_runs_the_other_kernels(small, monkeypatch):
+    pytest.importorskip("triton")
+    older = (8, 0)
+    monkeypatch.setattr(providers, "triton_serves", lambda device, oldest: older >= oldest)
+    gpu = torch.device("cuda")
+    assert OLDEST_CAPABILITIES["add_rms_norm"] == older
+    assert form_of("add_rms_norm", gpu) == "triton"
+    for name in ("add_rms_norm_fp8", "add_layer_norm_fp8", "silu_and_mul_fp8"):
+        assert form_of(name, gpu) == "pytorch"
+        unusable = providers.ours(small(name), gpu)
+        assert unusable.name == "ours"
+        assert "needs compute capability 8.9" in unusable.reason
