@@ -21,19 +21,22 @@ Ends with status 0 only where the build, all tests and every agreement with a re
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from gpu_parts import PARTS, Part, Run  # noqa: E402
-from kernel_benchmark.record import Record, describe_machine, describe_sources  # noqa: E402
-from processes import end_all  # noqa: E402
+from kernel_benchmark.record import (  # noqa: E402
+    Record,
+    RecordError,
+    describe_machine,
+    describe_sources,
+)
+from processes import end_all, end_on_signals  # noqa: E402
 
 NEEDS = {
     "torch": (2, 11),
@@ -102,11 +105,6 @@ def carry_out(run: Run, parts: tuple[Part, ...], seconds: float) -> None:
     run.record.put("passed", not run.problems)
 
 
-def stop(number: int, frame: object) -> NoReturn:
-    """Ends on a signal as on ctrl-C."""
-    raise SystemExit(128 + number)
-
-
 def main() -> None:
     """Run the parts; the last lines say what is wrong, if anything is."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -119,9 +117,12 @@ def main() -> None:
     reason = why_not()
     if reason is not None:
         sys.exit(f"error: {reason}")
-    signal.signal(signal.SIGTERM, stop)
+    end_on_signals()
     machine = describe_machine()
-    record = Record(arguments.out.resolve() / "gpu.json")
+    try:
+        record = Record(arguments.out.resolve() / "gpu.json")
+    except RecordError as error:
+        sys.exit(f"error: {error}")
     record.content.update({**describe_sources(arguments.commit), **machine})
     run = Run(record.path.parent, record, tuple(machine["compute_capability"]), arguments.commit)
     (run.out / "gpu.log").unlink(missing_ok=True)

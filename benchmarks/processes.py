@@ -11,12 +11,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
-__all__ = ["Ended", "end_all", "run_command"]
+__all__ = ["Ended", "end_all", "end_on_signals", "run_command"]
 
 ROOT = Path(__file__).resolve().parents[1]
 _running: set[subprocess.Popen[bytes]] = set()
 _lock = threading.Lock()
+_STOPPING = (signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def run_command(
     """
     start = time.monotonic()
     environment = {**os.environ, **(extra or {})}
-    with log.open("ab") as output:
+    # Under the lock, so that whoever ends all commands finds this one too.
+    with log.open("ab") as output, _lock:
         begin = output.tell()
         process = subprocess.Popen(
             command,
@@ -65,7 +68,6 @@ def run_command(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    with _lock:
         _running.add(process)
     try:
         status: int | None = process.wait(max(seconds, 0.0))
@@ -87,6 +89,22 @@ def end_all() -> None:
     with _lock:
         for process in _running:
             end_group(process)
+
+
+def end_on_signals() -> None:
+    """Has a termination or a dropped connection end this process as ctrl-C does.
+
+    What stands in ``finally`` is then done. A signal that is ignored, as under nohup, stays so.
+    """
+    for number in _STOPPING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    for each in _STOPPING:  # a second one would cut the ending short
+        signal.signal(each, signal.SIG_IGN)
+    raise SystemExit(128 + number)
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

@@ -6,7 +6,8 @@
    values and a GPU that is not there (``aot_launches``). What it would compile is written down.
 2. What was written down is compiled for each architecture, each compilation once, and its machine
    code is read (``aot_code``).
-3. A table shows one line for each compilation, and the exit code is 1 where something is wrong:
+3. A table shows one line for each compilation, and the exit code is 1 where something is wrong, or
+   2 where nothing can be compiled as asked. Wrong is:
 
 - a thread spills registers or uses a stack,
 - a block needs more shared memory than the architecture gives it,
@@ -28,17 +29,28 @@ with sm_89: on an older architecture no kernel that writes it is compiled.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
 import json
 import multiprocessing
 import os
 import pkgutil
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
+
+try:
+    import triton  # noqa: F401
+except ImportError as missing:
+    if __name__ != "__main__":
+        raise
+    print(f"error: Triton can not be imported, which compiles: {missing}", file=sys.stderr)
+    sys.exit(2)
 
 from aot_cases import CASES, cases_of
 from aot_code import SHARED_MEMORY, Code, compile_launch
@@ -53,6 +65,8 @@ for module in pkgutil.iter_modules(c2v_engine.kernels.__path__):
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 FIRST_FLOAT8 = 89
+STOPPING = (signal.SIGTERM, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 @dataclass
@@ -116,17 +130,39 @@ def _compile(index: int) -> Code | str:
 def compile_all(compilations: Sequence[Compilation]) -> None:
     """Compiles and judges, on every core of the machine."""
     _queue[:] = compilations
+    for entry, result in zip(compilations, _compile_queue(), strict=True):
+        if not entry.launch.fusion_chosen:
+            entry.problems.append("the launch does not pass enable_fp_fusion")
+        if isinstance(result, str):
+            entry.problems.append(result)
+        else:
+            entry.code = result
+            entry.problems += result.problems(entry.launch.capability)
+
+
+def _compile_queue() -> list[Code | str]:
+    """What ``_compile`` gives for all of the queue, from workers that end when this ends."""
+    workers = len(os.sched_getaffinity(0))
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=context) as pool:
-        results = pool.map(_compile, range(len(compilations)))
-        for entry, result in zip(compilations, results, strict=True):
-            if not entry.launch.fusion_chosen:
-                entry.problems.append("the launch does not pass enable_fp_fusion")
-            if isinstance(result, str):
-                entry.problems.append(result)
-            else:
-                entry.code = result
-                entry.problems += result.problems(entry.launch.capability)
+    with ProcessPoolExecutor(workers, context, _end_with_parent, (os.getpid(),)) as pool:
+        try:
+            return list(pool.map(_compile, range(len(_queue))))
+        except BaseException:  # a signal: the pool would wait for the whole queue
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            raise
+
+
+def _end_with_parent(parent: int) -> None:
+    """Has the kernel end this worker with its parent, however that ends."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the parent, which ends us
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before the line above
+        os._exit(1)
 
 
 def as_row(entry: Compilation) -> dict[str, Any]:
@@ -175,14 +211,37 @@ def as_text(row: dict[str, Any]) -> str:
     return "  ".join(cells)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a command line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Reads the command line, and tries the file to be written, which comes last of all."""
     known = [f"sm_{capability}" for capability in SHARED_MEMORY]
-    parser = argparse.ArgumentParser(description="Compile every Triton kernel without a GPU.")
+    parser = _Parser(description="Compile every Triton kernel without a GPU.")
     parser.add_argument("--arch", nargs="+", choices=known, default=ARCHITECTURES)
     parser.add_argument("--op", nargs="+", choices=sorted(TRITON_FORMS), default=list(TRITON_FORMS))
-    parser.add_argument("--json", metavar="FILE", help="where the table also goes, with all cases")
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--json", metavar="FILE", type=Path, help="where the table also goes, with all cases"
+    )
+    options = parser.parse_args(arguments)
+    if options.json is not None:
+        new = not options.json.exists()
+        try:
+            options.json.open("a").close()
+        except OSError as error:
+            parser.error(f"--json {options.json} can not be written: {error.strerror}")
+        if new:
+            options.json.unlink()
+    return options
+
+
+def stop(number: int, frame: object) -> NoReturn:
+    """Ends on a signal as on ctrl-C, so that what was begun is ended."""
+    raise SystemExit(128 + number)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -205,9 +264,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     for row in rows:
         print(as_text(row))
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(rows, file, indent=1)
+    if options.json is not None:
+        options.json.write_text(json.dumps(rows, indent=1))
     wrong = [row for row in rows if row["problems"]]
     for row in wrong:
         for problem in row["problems"]:
@@ -217,4 +275,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    for stopping in STOPPING:
+        if signal.getsignal(stopping) != signal.SIG_IGN:  # as under nohup
+            signal.signal(stopping, stop)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)

@@ -51,8 +51,9 @@ def run_cases(
 ) -> None:
     """Measures cases one after the other, and notes in the record what was left out and why.
 
-    What the record already holds is not measured again. A provider that ended the process of an
-    earlier attempt is left out of its case.
+    What the record already holds is not measured again. A provider that lost the GPU in an earlier
+    attempt, or ended the process twice, is left out of its case; one that ended it once may have
+    been at work when the process was killed, and is tried again.
 
     Raises:
         DeviceLostError: the GPU refuses further calls; a new process can go on from the record.
@@ -67,9 +68,13 @@ def run_cases(
             left = [case.name for case in cases[number:] if case.name not in done]
             record.put("cut", {"after_s": round(budget.spent, 1), "not_measured": left})
             break
-        entries = attempt_case(case, settings, record, crashes.get(case.name, {}))
-        record.content["running"] = None
-        record.extend("results", entries)
+        try:
+            entries = attempt_case(case, settings, record, crashes.get(case.name, {}))
+            record.content["running"] = None
+            record.extend("results", entries)
+        except (KeyboardInterrupt, SystemExit):  # stopped, and no fault of what was running
+            record.put("running", None)
+            raise
         for entry in entries:
             show(entry)
     record.put("seconds", round(record.content.get("seconds", 0.0) + budget.spent, 1))
@@ -106,11 +111,13 @@ def running(record: Record) -> str:
 
 
 def note_crash(record: Record) -> dict[str, dict[str, str]]:
-    """The providers that ended earlier processes, by case; the last may have left no word."""
+    """The providers to leave out, by case, and why; what the last process left is noted first."""
     current = record.content.get("running")
-    if current:
-        record.extend("crashes", [{**current, "reason": "the process ended while it ran"}])
-        record.put("running", None)
+    record.content["running"] = None
+    if current and current not in record.content.get("interrupted", []):
+        record.extend("interrupted", [current])
+    elif current:
+        record.extend("crashes", [{**current, "reason": "the process ended twice while it ran"}])
     found: dict[str, dict[str, str]] = {}
     for crash in record.content.get("crashes", []):
         found.setdefault(crash["case"], {})[crash["provider"]] = crash["reason"]

@@ -88,10 +88,60 @@ def test_an_interrupted_run_keeps_what_it_had_and_is_resumed(cases, settings, tm
     assert len(set(entries)) == len(entries)
 
 
-def test_a_provider_that_ended_the_process_is_left_out_of_its_case(cases, settings, tmp_path):
-    record = Record(tmp_path / "kernels.json")
-    record.put("running", {"case": cases[0].name, "provider": "ours"})
-    resumed = Record(record.path, resume=True)
+def killed(path, case, provider, settings, monkeypatch):
+    """Leaves the file as a process does that is killed while a provider is at work."""
+
+    class Killed(BaseException):
+        pass
+
+    def measure(case, given):
+        given.announce(provider)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "measure_case", measure)
+        with pytest.raises(Killed):
+            run_cases([case], settings, Record(path, resume=True), Budget(None))
+    assert json.loads(path.read_text())["running"] == {"case": case.name, "provider": provider}
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_what_was_stopped_on_purpose_is_measured_again(
+    stop, cases, settings, tmp_path, monkeypatch
+):
+    def measure(case, given):
+        given.announce("timing")
+        raise stop
+
+    path = tmp_path / "kernels.json"
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(runs, "measure_case", measure)
+            with pytest.raises(stop):
+                run_cases(cases[:1], settings, Record(path, resume=True), Budget(None))
+        assert json.loads(path.read_text())["running"] is None
+    record = Record(path, resume=True)
+    run_cases(cases[:1], settings, record, Budget(None))
+    assert {entry["status"] for entry in read(record)["results"]} == {"ok"}
+
+
+@pytest.mark.parametrize("provider", ["ours", "timing"])
+def test_what_was_killed_once_is_tried_once_more(provider, cases, settings, tmp_path, monkeypatch):
+    path = tmp_path / "kernels.json"
+    killed(path, cases[0], provider, settings, monkeypatch)
+    record = Record(path, resume=True)
+    run_cases(cases[:1], settings, record, Budget(None))
+    assert {entry["status"] for entry in read(record)["results"]} == {"ok"}
+    assert verdict(read(record)) == []
+
+
+def test_a_provider_that_ended_the_process_twice_is_left_out_of_its_case(
+    cases, settings, tmp_path, monkeypatch
+):
+    path = tmp_path / "kernels.json"
+    for _ in range(2):
+        killed(path, cases[0], "ours", settings, monkeypatch)
+    resumed = Record(path, resume=True)
     run_cases(cases[:2], settings, resumed, Budget(None))
     entries = {(e["case"], e["provider"]): e for e in read(resumed)["results"]}
     crashed = entries.pop((cases[0].name, "ours"))
@@ -102,12 +152,14 @@ def test_a_provider_that_ended_the_process_is_left_out_of_its_case(cases, settin
 
 
 @pytest.mark.parametrize("stage", ["arguments", "timing"])
-def test_a_case_that_ended_the_process_by_no_provider_s_fault_is_skipped(
-    stage, cases, settings, tmp_path
+def test_a_case_that_ended_the_process_twice_by_no_provider_s_fault_is_skipped(
+    stage, cases, settings, tmp_path, monkeypatch
 ):
-    record = Record(tmp_path / "kernels.json")
-    record.put("running", {"case": cases[0].name, "provider": stage})
-    run_cases(cases[:2], settings, Record(record.path, resume=True), Budget(None))
+    path = tmp_path / "kernels.json"
+    for _ in range(2):
+        killed(path, cases[0], stage, settings, monkeypatch)
+    record = Record(path, resume=True)
+    run_cases(cases[:2], settings, record, Budget(None))
     entries = read(record)["results"]
     assert [entry["status"] for entry in entries if entry["case"] == cases[0].name] == ["crashed"]
     assert measured(read(record)) == [case.name for case in cases[:2]]
@@ -189,20 +241,6 @@ def test_sources_and_machine_are_told():
     machine = describe_machine()
     assert {"gpu", "driver", "cuda", "torch", "triton", "l2_bytes"} <= machine.keys()
     assert machine["torch"] == torch.__version__
-
-
-def test_the_command_measures_and_writes_a_result_file(tmp_path):
-    path = tmp_path / "kernels.json"
-    command = [sys.executable, "benchmarks/bench_kernels.py", "--json", str(path), "--small"]
-    command += ["--device", "cpu", "--no-compile", "--case", "silu_and_mul-", "--commit", "abc123"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stdout + result.stderr
-    content = json.loads(path.read_text(encoding="utf-8"))
-    assert content["commit"] == "abc123"
-    assert content["ceilings"]["copy_gb_per_s"] > 0
-    assert {entry["provider"] for entry in content["results"]} == {"ours", "eager"}
-    assert all(len(entry["ms"]) == 5 for entry in content["results"])
-    assert "others, times ours" in result.stdout
 
 
 def test_the_same_cases_run_under_pytest_benchmark(tmp_path):

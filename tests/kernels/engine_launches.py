@@ -2,16 +2,17 @@
 
 Models of real sizes, of tensors without values, embed batches as they do on CUDA: their ops call
 the Triton forms, whose launches are written down. Prints, as JSON, the launches that are not among
-those of ``tools/aot_cases.py``, and the kernels on either side.
+those of ``tools/aot_cases.py``, and every case of these with whether the engine launches it.
 """
 
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import torch
 from aot import record
-from aot_cases import DTYPES, MODELS
+from aot_cases import DTYPES, MODELS, cases_of
 from aot_launches import recorded_launches
 from transformers import BertConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
@@ -41,6 +42,7 @@ CHECKPOINTS = {
     "last token": {"template": ("{text}", "<eos>"), "pooling": ("<eos>",)},
     "mean pooling": {"template": ("<bos>", "{text}"), "pooling": ("{text}",)},
 }
+ENCODER_ACTIVATIONS = ("gelu_new", "relu", "silu", "tanh")
 
 
 class Folder:
@@ -86,14 +88,26 @@ def stock_config(model, **options):
     return STOCK[model.name](**options)
 
 
-def build(model, dtype, activation, config):
+def engines():
+    """Every engine to run, as what it is, its width, and a call that makes it from a dtype."""
+    decoders = [model for model in MODELS if model.kind == "decoder"]
+    runs = [(model, "silu", "gelu", name) for model in decoders for name in CHECKPOINTS]
+    runs += [(model, "gelu_pytorch_tanh", "gelu", "the paper's") for model in decoders]
+    runs += [(decoders[0], "silu", activation, "the paper's") for activation in ENCODER_ACTIVATIONS]
+    for model, *activations, name in runs:
+        config = Causal2VecConfig(**CHECKPOINTS[name])
+        label = ", ".join((model.name, *activations, name))
+        yield label, model.hidden, partial(build, model, activations, config)
+
+
+def build(model, activations, config, dtype):
     attention = BACKENDS["packed_triton"]()
-    stock = stock_config(model, hidden_act=activation)
+    stock = stock_config(model, hidden_act=activations[0])
     loaded = decoder.Decoder.load("", stock, 512, dtype, META)
     context = None
     if config.encoder is not None:
         context = ContextModel(
-            encoder.Encoder.load("", stock_config(BERT), dtype, META),
+            encoder.Encoder.load("", stock_config(BERT, hidden_act=activations[1]), dtype, META),
             attention,
             projector.Projector.load("", config.projector, BERT.hidden, model.hidden, dtype, META),
         )
@@ -116,26 +130,35 @@ def main():
         module.WeightFolder = Folder
     for name, form in TRITON_FORMS.items():
         setattr(torch.ops.c2v, name, as_on_cuda(getattr(torch.ops.c2v, name), form))
-    compiled = {entry.launch.key: entry.launch.kernel for entry in record(TRITON_FORMS, CAPABILITY)}
-    unknown, launched = {}, set()
-    decoders = [(model, "silu") for model in MODELS if model.kind == "decoder"]
-    decoders += [(model, "gelu_pytorch_tanh") for model, _ in decoders[:1]]
-    for model, activation in decoders:
+    compiled = record(TRITON_FORMS, CAPABILITY)
+    unknown, launched = {}, {}
+    for label, width, make in engines():
         for dtype in DTYPES:
-            for name, options in CHECKPOINTS.items():
-                config = Causal2VecConfig(**options)
-                engine = build(model, dtype, activation, config)
-                with recorded_launches(CAPABILITY) as launches:
-                    for texts, length in ((1, 1), (7, 200)):
-                        batch = batch_of(config, texts, length)
-                        engine.forward(batch, OutputFormat(keep=model.hidden))
-                launched.update(launch.kernel for launch in launches)
-                for launch in launches:
-                    if launch.key not in compiled:
-                        found = f"{launch.kernel} {launch.source.constants}"
-                        unknown.setdefault(found, f"{model.name}, {dtype}, {name}")
-    kernels = sorted(set(compiled.values()))
-    json.dump({"unknown": unknown, "launched": sorted(launched), "compiled": kernels}, sys.stdout)
+            engine = make(dtype)
+            with recorded_launches(CAPABILITY) as launches:
+                for texts, length in ((1, 1), (7, 200)):
+                    batch = batch_of(engine.config, texts, length)
+                    engine.forward(batch, OutputFormat(keep=width))
+            for launch in launches:
+                launched.setdefault(launch.key, (launch, f"{label}, {dtype}"))
+    for key in launched.keys() - {entry.launch.key for entry in compiled}:
+        launch, where = launched[key]
+        unknown[f"{launch.kernel} {launch.source.constants}"] = where
+    unused = {
+        label for entry in compiled if entry.launch.key not in launched for label in entry.cases
+    }
+    cases = [
+        {
+            "label": case.label,
+            "op": op,
+            "variant": case.variant,
+            "model": case.model,
+            "launched": case.label not in unused,
+        }
+        for op in TRITON_FORMS
+        for case in cases_of(op)
+    ]
+    json.dump({"unknown": unknown, "cases": cases}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,16 @@
 
 import importlib
 import json
+import os
 import pkgutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
-from compiling import TOOLS, output_of, run_compiler
+from compiling import ROOT, TOOLS, output_of, run_compiler
 
 pytest.importorskip("triton")
 
@@ -196,6 +202,80 @@ def test_every_kernel_compiles_as_it_is_meant_to(tmp_path):
         if not (op.endswith("_fp8") and arch == "sm_80")  # float8 begins with sm_89
     }
     assert result.stdout.count("\n") == len(rows) + 2  # the table, its head and what it comes to
+
+
+@pytest.mark.parametrize("arguments", [["--arch", "sm_77"], ["--op", "no_such_op"]])
+def test_an_unknown_choice_is_refused_in_one_line(arguments):
+    result = run_compiler(TOOLS / "aot.py", *arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: argument {arguments[0]}: invalid choice")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["", "missing/table.json", "file/table.json"])
+def test_a_table_that_can_not_be_written_is_refused_before_anything_is_compiled(place, tmp_path):
+    (tmp_path / "file").touch()
+    result = run_compiler(TOOLS / "aot.py", "--json", tmp_path / place)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: --json {tmp_path / place} can not be written: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_trying_the_table_s_place_leaves_what_is_there_and_makes_nothing(tmp_path):
+    there, new = tmp_path / "there.json", tmp_path / "new.json"
+    there.write_text("earlier")
+    script = f"import aot\nfor path in {[str(there), str(new)]!r}: aot.parse(['--json', path])"
+    assert output_of(script, tmp_path / "parse.py") == ""
+    assert there.read_text() == "earlier"
+    assert not new.exists()
+
+
+def test_without_triton_it_ends_with_one_line(tmp_path):
+    script = f"""
+import runpy, sys
+sys.modules["triton"] = None
+sys.argv = ["aot.py"]
+runpy.run_path({str(TOOLS / "aot.py")!r}, run_name="__main__")
+"""
+    path = tmp_path / "without.py"
+    path.write_text(script)
+    result = run_compiler(path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: Triton can not be imported")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_its_workers_end_with_it(number, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, str(TOOLS / "aot.py"), "--op", "packed_attention"]
+    with (tmp_path / "error").open("w+") as error:
+        process = subprocess.Popen(command, env=environment, stdout=error, stderr=error)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        try:
+            wait_for(lambda: len(children.read_text().split()) >= len(os.sched_getaffinity(0)))
+            workers = children.read_text().split()
+        finally:
+            process.send_signal(number)
+        assert process.wait(20) == (-number if number == signal.SIGKILL else 128 + number)
+        wait_for(lambda: not any(runs(worker) for worker in workers))
+        assert (tmp_path / "error").read_text() == ""
+
+
+def wait_for(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def runs(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def triton_ops():

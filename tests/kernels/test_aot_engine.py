@@ -1,4 +1,4 @@
-"""What ``make aot`` compiles is what the engine launches, all of it."""
+"""What ``make aot`` compiles is what the engine launches, but for what is listed here."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,35 @@ import pytest
 from compiling import run_compiler
 
 pytest.importorskip("triton")
+
+FLOAT8 = "no product of the engine reads float8 yet"
+PRODUCT_ADDS_IT = "for callers whose product leaves its bias out; the engine's products add theirs"
+ALL_ROWS = "the engine's encoder attends from every row, in its last layer too"
+HEADS = "stands for models with heads of this size, of which only the heads are compiled"
+
+NOT_LAUNCHED = {
+    ("add_rms_norm_fp8", "alone"): FLOAT8,
+    ("add_rms_norm_fp8", ""): FLOAT8,
+    ("add_layer_norm_fp8", ""): FLOAT8,
+    ("add_layer_norm_fp8", "with x's bias"): FLOAT8,
+    ("silu_and_mul_fp8", ""): FLOAT8,
+    ("add_layer_norm", "with x's bias"): PRODUCT_ADDS_IT,
+    ("bias_act_", "gelu and bias"): PRODUCT_ADDS_IT,
+    ("bias_act_", "gelu_tanh and bias"): PRODUCT_ADDS_IT,
+    ("bias_act_", "relu and bias"): PRODUCT_ADDS_IT,
+    ("bias_act_", "silu and bias"): PRODUCT_ADDS_IT,
+    ("bias_act_", "tanh and bias"): PRODUCT_ADDS_IT,
+    ("bias_act_", "identity and bias"): PRODUCT_ADDS_IT,
+    ("qk_norm_rope_", "with bias"): PRODUCT_ADDS_IT,
+    ("qk_norm_rope_", "queries with bias"): PRODUCT_ADDS_IT,
+    ("qk_norm_rope_", "keys with bias"): PRODUCT_ADDS_IT,
+    ("packed_attention", "1 rows", "BERT-base"): ALL_ROWS,
+    ("packed_attention", "2 rows", "BERT-base"): ALL_ROWS,
+}
+"""Variants of an op, all models' or one's, that are compiled ahead and not launched, and why."""
+
+OTHER_HEADS = {"heads of 80": HEADS, "heads of 96": HEADS, "heads of 256": HEADS}
+"""Models of which nothing is launched, and why."""
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +46,26 @@ def launches():
     return json.loads(result.stdout)
 
 
+def names_of(case):
+    """What a case may be listed by."""
+    return (case["op"], case["variant"]), (case["op"], case["variant"], case["model"])
+
+
 def test_the_engine_launches_nothing_that_is_not_compiled_ahead(launches):
     assert launches["unknown"] == {}
 
 
-def test_the_engine_launches_every_kernel(launches):
-    assert launches["launched"] == launches["compiled"]
+def test_the_engine_launches_every_compilation_that_is_not_listed_and_none_that_is(launches):
+    cases = launches["cases"]
+    listed = {
+        case["label"]
+        for case in cases
+        if case["model"] in OTHER_HEADS or any(name in NOT_LAUNCHED for name in names_of(case))
+    }
+    assert {case["label"] for case in cases if not case["launched"]} == listed
+
+
+def test_everything_that_is_listed_is_a_case(launches):
+    known = {name for case in launches["cases"] for name in names_of(case)}
+    assert NOT_LAUNCHED.keys() <= known
+    assert OTHER_HEADS.keys() <= {case["model"] for case in launches["cases"]}
