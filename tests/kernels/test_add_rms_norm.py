@@ -178,7 +178,7 @@ def test_every_nan_of_bfloat16_stays_nan():
     bits = torch.cat([torch.arange(0x7F81, 0x8000), torch.arange(0xFF81, 0x10000)])
     nans = (bits - 0x10000 * (bits >= 0x8000)).to(torch.int16).view(torch.bfloat16)[:, None]
     residual = nans.repeat(1, 40)
-    normed = add_rms_norm(residual, torch.ones_like(residual), residual[0], eps=EPS)
+    normed = add_rms_norm(residual, torch.ones_like(residual), residual[0].clone(), eps=EPS)
     assert residual.isnan().all()
     assert normed.isnan().all()
 
