@@ -147,11 +147,17 @@ def _compile_queue() -> list[Code | str]:
     with ProcessPoolExecutor(workers, context, _end_with_parent, (os.getpid(),)) as pool:
         try:
             return list(pool.map(_compile, range(len(_queue))))
-        except BaseException:  # a signal: the pool would wait for the whole queue
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in multiprocessing.active_children():
-                worker.kill()
-            raise
+        except KeyboardInterrupt:
+            _end_now(128 + signal.SIGINT)
+        except SystemExit as ending:
+            _end_now(int(ending.code or 0))
+
+
+def _end_now(code: int) -> NoReturn:
+    """Ends workers and process: the pool would wait for its queue, and nothing is left to tidy."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os._exit(code)
 
 
 def _end_with_parent(parent: int) -> None:
