@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from kernel_benchmark.record import processor_name
 from workload import git_commit, make_checkpoint, make_texts
 
 from c2v_engine import Causal2Vec
@@ -148,16 +148,6 @@ def report(
             )
             rows.append({"ratio": f"{fast} / {slow}", "per_repetition": ratios})
     return rows
-
-
-def processor_name() -> str:
-    """What the CPU calls itself, where the system says so."""
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def run(arguments: argparse.Namespace, cache: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +19,7 @@ from c2v_engine.kernels._triton import OLDEST_CAPABILITY, triton_serves, triton_
 __all__ = [
     "OLDEST_CAPABILITIES",
     "TRITON_FORMS",
+    "as_the_compiled_op",
     "can_validate",
     "check_apart",
     "check_eps",
@@ -133,6 +135,15 @@ def _extent(tensor: Tensor) -> int:
     """Elements from a tensor's first to its last in memory."""
     steps = zip(tensor.shape, tensor.stride(), strict=True)
     return 1 + sum((size - 1) * stride for size, stride in steps)
+
+
+@contextmanager
+def as_the_compiled_op(name: str) -> Iterator[None]:
+    """Has a check of values fail in a PyTorch form as it does in a compiled op."""
+    try:
+        yield
+    except InputError as error:
+        raise RuntimeError(f"{name}: {error}") from None
 
 
 def can_validate(*tensors: Tensor) -> bool:

@@ -10,7 +10,6 @@ from c2v_engine.kernels._triton import FP_FUSION, cdiv, next_power_of_2
 __all__ = [
     "MAX_FLOAT8_NORM_COLUMNS",
     "MAX_TILE_COLUMNS",
-    "ElementTile",
     "RowTile",
     "element_tile",
     "row_tile",
@@ -39,17 +38,19 @@ _BLOCK_COLUMNS = (1024, 512, 256)
 
 @dataclass(frozen=True)
 class RowTile:
-    """What one program of a row-wise kernel works on.
+    """What one program of a row-wise kernel works on: some rows, whole or a block of their columns.
 
     Attributes:
         rows: of a tile, a power of two.
-        columns: of a tile, the row's width rounded up to a power of two.
+        columns: of a tile, a power of two.
         num_warps: warps of a program.
+        blocks: of columns that cover a row.
     """
 
     rows: int
     columns: int
     num_warps: int
+    blocks: int = 1
 
     @property
     def options(self) -> dict[str, Any]:
@@ -61,9 +62,9 @@ class RowTile:
             "enable_fp_fusion": FP_FUSION,
         }
 
-    def grid(self, tokens: int) -> tuple[int]:
-        """Programs for so many rows."""
-        return (cdiv(tokens, self.rows),)
+    def grid(self, tokens: int) -> tuple[int, int]:
+        """Programs for so many rows; tokens stand on the axis that has no limit of 65,535."""
+        return cdiv(tokens, self.rows), self.blocks
 
 
 def row_tile(width: int, *, per_thread: int = _ELEMENTS_PER_THREAD) -> RowTile:
@@ -85,38 +86,7 @@ def row_tile(width: int, *, per_thread: int = _ELEMENTS_PER_THREAD) -> RowTile:
     return RowTile(rows, columns, min(max(warps, _MIN_WARPS), _MAX_WARPS))
 
 
-@dataclass(frozen=True)
-class ElementTile:
-    """What one program of an element-wise kernel works on: some rows, and a block of their columns.
-
-    Attributes:
-        rows: of a tile, a power of two.
-        columns: of a tile, a power of two.
-        blocks: of columns that cover a row.
-        num_warps: warps of a program.
-    """
-
-    rows: int
-    columns: int
-    blocks: int
-    num_warps: int
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Arguments of the launch: the tile's constants and the compiler's options."""
-        return {
-            "ROWS": self.rows,
-            "COLUMNS": self.columns,
-            "num_warps": self.num_warps,
-            "enable_fp_fusion": FP_FUSION,
-        }
-
-    def grid(self, tokens: int) -> tuple[int, int]:
-        """Programs for so many rows; tokens stand on the axis that has no limit of 65,535."""
-        return cdiv(tokens, self.rows), self.blocks
-
-
-def element_tile(width: int) -> ElementTile:
+def element_tile(width: int) -> RowTile:
     """The tile for rows of a width, of which no program needs the whole.
 
     Its block of columns is the widest that leaves the fewest threads without a column: 1,024 for
@@ -127,4 +97,4 @@ def element_tile(width: int) -> ElementTile:
     else:
         columns = min(_BLOCK_COLUMNS, key=lambda size: cdiv(width, size) * size)
     rows = _MIN_WARPS * _WARP * _ELEMENTS_PER_THREAD // columns
-    return ElementTile(rows, columns, cdiv(width, columns), _MIN_WARPS)
+    return RowTile(rows, columns, _MIN_WARPS, blocks=cdiv(width, columns))

@@ -181,6 +181,23 @@ def _fake_fp8(
     return empty_float8_rows(x.shape[0], x.shape[1], x)
 
 
+@jit()
+def normalize_tile(
+    total: tl.tensor,
+    column_inside: tl.tensor,
+    factor: tl.tensor,
+    shift: tl.tensor,
+    eps: float,
+    HIDDEN: tl.constexpr,
+) -> tl.tensor:
+    """Normalises a tile of whole rows, float32 and zero beyond their columns."""
+    mean = tl.sum(total, axis=1) / HIDDEN
+    # Columns beyond the row are zeros, which deviate from the mean too and must not count.
+    deviation = tl.where(column_inside[None, :], total - mean[:, None], 0.0)
+    inverse = tl.rsqrt(tl.sum(deviation * deviation, axis=1) / HIDDEN + eps)
+    return deviation * inverse[:, None] * factor[None, :] + shift[None, :]
+
+
 @jit(do_not_specialize=["tokens"])
 def _add_layer_norm_kernel(
     x: tl.tensor,
@@ -216,13 +233,9 @@ def _add_layer_norm_kernel(
         at = rows[:, None] * residual_stride + columns[None, :]
         addend = tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
         total = (total + addend).to(x.dtype.element_ty).to(tl.float32)
-    mean = tl.sum(total, axis=1) / HIDDEN
-    # Columns beyond the row are zeros, which deviate from the mean too and must not count.
-    deviation = tl.where(column_inside[None, :], total - mean[:, None], 0.0)
-    inverse = tl.rsqrt(tl.sum(deviation * deviation, axis=1) / HIDDEN + eps)
     factor = tl.load(weight + columns, mask=column_inside, other=0.0).to(tl.float32)
     shift = tl.load(bias + columns, mask=column_inside, other=0.0).to(tl.float32)
-    result = deviation * inverse[:, None] * factor[None, :] + shift[None, :]
+    result = normalize_tile(total, column_inside, factor, shift, eps, HIDDEN)
     result = result.to(x.dtype.element_ty)
     at = rows[:, None] * HIDDEN + columns[None, :]
     if FLOAT8:

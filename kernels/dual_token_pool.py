@@ -33,7 +33,7 @@ from torch import Tensor
 
 from c2v_engine.errors import InputError
 from c2v_engine.kernels._extension import ExtensionStatus, load_extension
-from c2v_engine.kernels._ops import can_validate, complete_op, refuse
+from c2v_engine.kernels._ops import as_the_compiled_op, can_validate, complete_op, refuse
 
 __all__ = [
     "ExtensionStatus",
@@ -200,10 +200,8 @@ def _pytorch_form(
     ranges: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     if offsets.device.type == "cpu":
-        try:
+        with as_the_compiled_op("dual_token_pool"):
             _check_values(hidden_states, rows, offsets)
-        except InputError as error:  # as the compiled op says it
-            raise RuntimeError(f"dual_token_pool: {error}") from None
     x = hidden_states[rows.long()].float()
     mean_square = x.square().mean(dim=-1, keepdim=True)
     inverse = torch.rsqrt(mean_square + eps).masked_fill(~mean_square.isfinite(), torch.nan)

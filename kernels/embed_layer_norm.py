@@ -18,13 +18,13 @@ form below serves under the same name; its last steps are ``torch.ops.c2v.add_la
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812  (its customary name)
 from torch import Tensor
 
+from c2v_engine.kernels._gather import gather_known_rows, gather_rows
 from c2v_engine.kernels._ops import check_like, check_rows, complete_op, refuse
 from c2v_engine.kernels._tiles import MAX_TILE_COLUMNS, row_tile
 from c2v_engine.kernels._triton import jit, readable, tl
-from c2v_engine.kernels.add_layer_norm import add_layer_norm_reference
+from c2v_engine.kernels.add_layer_norm import add_layer_norm_reference, normalize_tile
 
 __all__ = ["embed_layer_norm", "embed_layer_norm_reference"]
 
@@ -108,17 +108,7 @@ def _pytorch_form(
 
 def _gather(table: Tensor, ids: Tensor) -> Tensor:
     """Rows of a table; of an id out of range NaN on CUDA, where an error would have to wait."""
-    if ids.device.type == "cuda":
-        return _gather_without_waiting(table, ids)
-    if not len(table) and len(ids):  # torch would name the table's dimension, in a RuntimeError
-        raise IndexError(f"index out of range: the table has no rows, and {len(ids)} are asked for")
-    return F.embedding(ids, table)
-
-
-def _gather_without_waiting(table: Tensor, ids: Tensor) -> Tensor:
-    outside = (ids < 0) | (ids >= len(table))
-    table = table if len(table) else table.new_zeros((1, table.shape[1]))
-    return F.embedding(ids.masked_fill(outside, 0), table).masked_fill_(outside[:, None], torch.nan)
+    return gather_known_rows(table, ids) if ids.is_cuda else gather_rows(table, ids)
 
 
 def _fake(
@@ -173,13 +163,9 @@ def _embed_layer_norm_kernel(
     addend = tl.load(position_embeddings + at, mask=found, other=0.0).to(tl.float32)
     total = (total + addend).to(word_embeddings.dtype.element_ty).to(tl.float32)
     total = tl.where(column_inside[None, :], total, 0.0)
-    mean = tl.sum(total, axis=1) / HIDDEN
-    # Columns beyond the row are zeros, which deviate from the mean too and must not count.
-    deviation = tl.where(column_inside[None, :], total - mean[:, None], 0.0)
-    inverse = tl.rsqrt(tl.sum(deviation * deviation, axis=1) / HIDDEN + eps)
     factor = tl.load(weight + columns, mask=column_inside, other=0.0).to(tl.float32)
     shift = tl.load(bias + columns, mask=column_inside, other=0.0).to(tl.float32)
-    result = deviation * inverse[:, None] * factor[None, :] + shift[None, :]
+    result = normalize_tile(total, column_inside, factor, shift, eps, HIDDEN)
     inside = row_inside[:, None] & column_inside[None, :]
     at = rows[:, None] * HIDDEN + columns[None, :]
     tl.store(normed + at, result.to(normed.dtype.element_ty), mask=inside)

@@ -40,7 +40,7 @@ from torch import Tensor
 
 from c2v_engine.errors import InputError
 from c2v_engine.kernels._extension import load_extension
-from c2v_engine.kernels._ops import can_validate, complete_op, refuse
+from c2v_engine.kernels._ops import as_the_compiled_op, can_validate, complete_op, refuse
 from c2v_engine.kernels.packed_attention_triton import attend_all_rows, attend_chosen_rows
 
 __all__ = [
@@ -240,10 +240,8 @@ def _pytorch_form(
     query_rows: Tensor | None,
     row_bounds: Tensor | None = None,
 ) -> Tensor:
-    try:
+    with as_the_compiled_op("packed_attention"):
         _check_values(cu_seqlens, key.shape[0], max_seqlen, query_rows)
-    except InputError as error:
-        raise RuntimeError(f"packed_attention: {error}") from None
     offsets = cu_seqlens.tolist()
     batch, group = len(offsets) - 1, query.shape[1] // key.shape[1]
     chosen = query_rows.shape[0] // max(batch, 1) if query_rows is not None else 0

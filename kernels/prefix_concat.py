@@ -26,9 +26,9 @@ Triton kernel below, one launch; everywhere else the PyTorch form below serves u
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812  (its customary name)
 from torch import Tensor
 
+from c2v_engine.kernels._gather import gather_known_rows, gather_rows
 from c2v_engine.kernels._ops import check_like, check_rows, complete_op, refuse
 from c2v_engine.kernels._tiles import element_tile
 from c2v_engine.kernels._triton import jit, readable, tl
@@ -74,36 +74,22 @@ def _pytorch_form(token_ids: Tensor, embed_tokens: Tensor, contextual: Tensor | 
     if token_ids.device.type == "cuda":
         return _without_waiting(token_ids, embed_tokens, contextual)
     if contextual is None:
-        return _gather(embed_tokens, token_ids)
+        return gather_rows(embed_tokens, token_ids)
     # No table to read the other rows of before they are overwritten.
     if not len(embed_tokens) and not bool((token_ids >= 0).any()):
-        return _gather(contextual, -1 - token_ids)
-    rows = _gather(embed_tokens, token_ids.clamp(min=0))
+        return gather_rows(contextual, -1 - token_ids)
+    rows = gather_rows(embed_tokens, token_ids.clamp(min=0))
     places = (token_ids < 0).nonzero().squeeze(1)
-    return rows.index_copy_(0, places, _gather(contextual, -1 - token_ids[places]))
-
-
-def _gather(table: Tensor, ids: Tensor) -> Tensor:
-    """Rows of a table, where an id out of range is an error."""
-    if not len(table) and len(ids):  # torch would name the table's dimension, in a RuntimeError
-        raise IndexError(f"index out of range: the table has no rows, and {len(ids)} are asked for")
-    return F.embedding(ids, table)
+    return rows.index_copy_(0, places, gather_rows(contextual, -1 - token_ids[places]))
 
 
 def _without_waiting(token_ids: Tensor, embed_tokens: Tensor, contextual: Tensor | None) -> Tensor:
     """The same with NaN for what is out of range; no step needs a value on the host."""
-    negative = token_ids < 0
-    inside = ~negative & (token_ids < len(embed_tokens))
-    if not len(embed_tokens):
-        embed_tokens = embed_tokens.new_zeros((1, embed_tokens.shape[1]))
-    rows = F.embedding(token_ids.masked_fill(~inside, 0), embed_tokens)
-    if contextual is not None and len(contextual):
-        places = -1 - token_ids
-        in_context = negative & (places < len(contextual))
-        chosen = F.embedding(places.masked_fill(~in_context, 0), contextual)
-        rows = torch.where(negative[:, None], chosen, rows)
-        inside |= in_context
-    return rows.masked_fill_(~inside[:, None], torch.nan)
+    rows = gather_known_rows(embed_tokens, token_ids)
+    if contextual is None:
+        return rows
+    chosen = gather_known_rows(contextual, -1 - token_ids)
+    return torch.where((token_ids < 0)[:, None], chosen, rows)
 
 
 def _fake(token_ids: Tensor, embed_tokens: Tensor, contextual: Tensor | None) -> Tensor:

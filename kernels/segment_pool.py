@@ -24,7 +24,13 @@ import torch.nn.functional as F  # noqa: N812  (its customary name)
 from torch import Tensor
 
 from c2v_engine.errors import InputError
-from c2v_engine.kernels._ops import can_validate, check_rows, complete_op, refuse
+from c2v_engine.kernels._ops import (
+    as_the_compiled_op,
+    can_validate,
+    check_rows,
+    complete_op,
+    refuse,
+)
 from c2v_engine.kernels._triton import FP_FUSION, cdiv, jit, next_power_of_2, readable, tl
 
 __all__ = ["segment_pool", "segment_pool_reference"]
@@ -347,14 +353,10 @@ def _check_counts(counts: Tensor | None) -> None:
 
 def _check_values(states: Tensor, offsets: Tensor, rows: Tensor | None) -> None:
     """Our own mistakes, found where reading the tensors costs no wait."""
-    try:
+    with as_the_compiled_op("segment_pool"):
         _check_offsets(states, offsets, rows)
-    except InputError as error:
-        raise RuntimeError(f"segment_pool: {error}") from None
-    if rows is not None and bool(((rows < 0) | (rows >= len(states))).any()):
-        raise RuntimeError(
-            f"segment_pool: rows names a row out of range; states has {len(states)} rows"
-        )
+        if rows is not None and bool(((rows < 0) | (rows >= len(states))).any()):
+            raise InputError(f"rows names a row out of range; states has {len(states)} rows")
 
 
 complete_op(
