@@ -10,7 +10,7 @@ from row_cases import DTYPES, ROWS, SIXTEEN_BIT, WIDTHS, random, with_row_stride
 from transformers.models.bert.modeling_bert import BertConfig, BertEmbeddings
 
 from c2v_engine.errors import InputError
-from c2v_engine.kernels import embed_layer_norm as module
+from c2v_engine.kernels._gather import gather_known_rows
 from c2v_engine.kernels.embed_layer_norm import embed_layer_norm, embed_layer_norm_reference
 
 EPS = 1e-12  # BERT's
@@ -191,10 +191,10 @@ def test_of_an_empty_table_no_row_can_be_had(table, op):
 def test_what_serves_on_cuda_without_triton_gathers_nan_for_what_is_out_of_range():
     table = random(3, 24)
     ids = torch.tensor([2, -1, 0, 3], dtype=torch.int32)
-    rows = module._gather_without_waiting(table, ids)
+    rows = gather_known_rows(table, ids)
     assert torch.equal(rows[[0, 2]], table[[2, 0]])
     assert rows[[1, 3]].isnan().all()
-    assert module._gather_without_waiting(table[:0], ids).isnan().all()
+    assert gather_known_rows(table[:0], ids).isnan().all()
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
