@@ -48,7 +48,7 @@ def measure_backend(
         start = time.perf_counter()
         engine.encode(texts)
         seconds.append(time.perf_counter() - start)
-    model = engine._checkpoint.model
+    model = engine._runner.checkpoint.model
     assert model.context is not None
     decoded = (engine.stats.tokens - tokens) / REPETITIONS
     encoded = (engine.stats.encoder_tokens - encoder_tokens) / REPETITIONS

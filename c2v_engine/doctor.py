@@ -120,7 +120,7 @@ def _attention() -> list[Finding]:
 
 def _choices() -> list[Finding]:
     device = resolve_device("auto")
-    stored = {name: resolve_dtype("auto", device, dtype) for name, dtype in _STORED.items()}
+    stored = {name: resolve_dtype("auto", device, dtype)[0] for name, dtype in _STORED.items()}
     notes = ", ".join(
         f"{name} checkpoints in {str(dtype).removeprefix('torch.')}"
         for name, dtype in stored.items()

@@ -13,10 +13,12 @@ import torch
 from c2v_engine.errors import CheckpointError, InputError
 from c2v_engine.kernels.dual_token_pool import Precision, output_dtype, output_width
 from c2v_engine.model.assemble import copy_checkpoint, create_checkpoint
-from c2v_engine.model.checkpoint import Checkpoint, load_checkpoint
+from c2v_engine.model.checkpoint import CheckpointDescription, LoadOptions
 from c2v_engine.model.config import Causal2VecConfig
+from c2v_engine.model.loading import Placement
 from c2v_engine.model.pooling import OutputFormat
 from c2v_engine.runtime.hub import fetch_checkpoint
+from c2v_engine.runtime.opening import PipelineOptions, open_pipeline
 from c2v_engine.runtime.options import (
     resolve_batch_tokens,
     resolve_keep,
@@ -24,14 +26,14 @@ from c2v_engine.runtime.options import (
     resolve_prompt,
     resolve_ranges,
 )
-from c2v_engine.runtime.pipeline import EmbeddingPipeline, EncodeStats
 from c2v_engine.runtime.progress import ProgressReporter
 from c2v_engine.runtime.ranges import Ranges
-from c2v_engine.runtime.tokenization import CheckpointTokenizer
+from c2v_engine.runtime.runner import EncodeStats, Runner
 from c2v_engine.similarity import cosine_similarity
 
 Texts = Sequence[str] | np.ndarray
 Embeddings = np.ndarray | torch.Tensor
+BatchTokens = int | Literal["auto"] | None
 
 
 def default_model_path() -> Path:
@@ -42,30 +44,31 @@ def default_model_path() -> Path:
 class Causal2Vec:
     """A Causal2Vec checkpoint, ready to embed texts.
 
-    Use ``Causal2Vec.from_pretrained``; the constructor takes what ``load_checkpoint`` opened.
+    Use ``Causal2Vec.from_pretrained``.
+
+    Args:
+        description: what its checkpoint says of itself.
+        name: as it was asked for.
+        runner: embeds texts with it, here or in other processes.
+        placement: where and how it computes.
 
     Attributes:
         config: the checkpoint's ``config.json``.
-        device: where it runs.
+        device: where it runs; of several, the first.
         dtype: of the computation.
         name: as it was asked for.
     """
 
-    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
-        self._checkpoint = checkpoint
+    def __init__(
+        self, description: CheckpointDescription, name: str, runner: Runner, placement: Placement
+    ) -> None:
+        self._description = description
+        self._runner = runner
         self.name = name
-        self.config: Causal2VecConfig = checkpoint.config
-        self.device = checkpoint.device
-        self.dtype = checkpoint.dtype
-        context = checkpoint.model.context
-        tokenizer = CheckpointTokenizer(
-            self.config,
-            checkpoint.directory,
-            checkpoint.decoder_config,
-            context.encoder.shape.vocab_size if context is not None else None,
-        )
-        self._pipeline = EmbeddingPipeline(checkpoint.model, tokenizer, self.device)
-        self._ranges = Ranges.load(checkpoint.directory)
+        self.config: Causal2VecConfig = description.config
+        self.device = placement.device
+        self.dtype = placement.dtype
+        self._ranges = Ranges.load(description.directory)
 
     @classmethod
     def from_pretrained(
@@ -74,6 +77,11 @@ class Causal2Vec:
         device: str = "auto",
         dtype: str = "auto",
         attention: str = "auto",
+        *,
+        devices: Sequence[str | int] | None = None,
+        deterministic: bool = False,
+        share_prompts: bool = True,
+        cuda_graphs: bool = True,
     ) -> Causal2Vec:
         """Open a checkpoint.
 
@@ -85,6 +93,16 @@ class Causal2Vec:
                 bfloat16 only if the checkpoint is stored in it and the CPU has the instructions,
                 else float32.
             attention: ``auto`` or a backend's name; see ``c2v doctor``.
+            devices: of worker processes that share the texts, in place of ``device``: numbers of
+                GPUs, or names; ``["cpu", "cpu"]`` runs two processes on the CPU. They are started
+                by the ``spawn`` method, so a script guards its own start with
+                ``if __name__ == "__main__"``; ``close()`` ends them, and so does leaving the engine
+                as a context manager.
+            deterministic: whether a text's embedding is the same to the bit alone, in any batch and
+                in any order, on one device and dtype.
+            share_prompts: whether the rows of a prompt that stands first in every sequence are
+                computed once, under the causal mask.
+            cuda_graphs: whether small batches are captured as CUDA graphs and replayed.
 
         Raises:
             ConfigError: its ``config.json`` is missing or wrong.
@@ -97,14 +115,29 @@ class Causal2Vec:
             directory, name = Path(path_or_repo), str(path_or_repo)
             if not directory.is_dir():
                 directory = fetch_checkpoint(name)
-        return cls(load_checkpoint(directory, device, dtype, attention), name)
+        options = PipelineOptions(
+            LoadOptions(device, dtype, attention, deterministic), share_prompts, cuda_graphs
+        )
+        pipeline = open_pipeline(directory, options)
+        checkpoint = pipeline.checkpoint
+        return cls(checkpoint.description, name, pipeline, checkpoint.placement)
+
+    def close(self) -> None:
+        """End the worker processes of ``devices=``; an engine without them has nothing to end."""
+        self._runner.close()
+
+    def __enter__(self) -> Causal2Vec:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     create = staticmethod(create_checkpoint)
 
     @property
     def dimension(self) -> int:
         """Width of a whole embedding: one decoder width for each pooled entry."""
-        return self._checkpoint.model.dimension
+        return self.config.segments * self._description.decoder_shape.hidden_size
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -114,7 +147,7 @@ class Causal2Vec:
     @property
     def stats(self) -> EncodeStats:
         """What has gone through this engine so far."""
-        return self._pipeline.stats
+        return self._runner.stats
 
     def output_dimension(
         self, truncate_dim: int | None = None, precision: Precision = "float32"
@@ -141,7 +174,7 @@ class Causal2Vec:
         texts: str | Texts,
         prompt_name: str | None = ...,
         prompt: str | None = ...,
-        batch_tokens: int | None = ...,
+        batch_tokens: BatchTokens = ...,
         show_progress_bar: bool | None = ...,
         convert_to: Literal["numpy"] = ...,
         normalize_embeddings: bool | None = ...,
@@ -156,7 +189,7 @@ class Causal2Vec:
         texts: str | Texts,
         prompt_name: str | None = ...,
         prompt: str | None = ...,
-        batch_tokens: int | None = ...,
+        batch_tokens: BatchTokens = ...,
         show_progress_bar: bool | None = ...,
         *,
         convert_to: Literal["tensor"],
@@ -171,7 +204,7 @@ class Causal2Vec:
         texts: str | Texts,
         prompt_name: str | None = None,
         prompt: str | None = None,
-        batch_tokens: int | None = None,
+        batch_tokens: BatchTokens = None,
         show_progress_bar: bool | None = None,
         convert_to: Literal["numpy", "tensor"] = "numpy",
         normalize_embeddings: bool | None = None,
@@ -185,7 +218,8 @@ class Causal2Vec:
             texts: one string, or a sequence of them.
             prompt_name: one of the checkpoint's prompts.
             prompt: a prompt given as it is; wins over ``prompt_name``.
-            batch_tokens: most decoder rows of a batch; None for the device's default.
+            batch_tokens: most decoder rows of a batch; ``auto`` or None for as many as suit the
+                device and its free memory.
             show_progress_bar: None shows one where standard error is a terminal and there are
                 many texts.
             convert_to: ``numpy`` or ``tensor`` (on the CPU).
@@ -262,7 +296,7 @@ class Causal2Vec:
         *,
         prompt_name: str | None = None,
         prompt: str | None = None,
-        batch_tokens: int | None = None,
+        batch_tokens: BatchTokens = None,
         normalize_embeddings: bool | None = None,
         truncate_dim: int | None = None,
         precision: Precision = "float32",
@@ -356,7 +390,7 @@ class Causal2Vec:
         Raises:
             CheckpointError: there are no ranges, or no such checkpoint.
         """
-        target = self._checkpoint.directory if directory is None else Path(directory)
+        target = self._description.directory if directory is None else Path(directory)
         if self._ranges is None:
             raise CheckpointError(f"{target}: there are no ranges to store; calibrate first")
         return self._ranges.save(target)
@@ -370,17 +404,16 @@ class Causal2Vec:
             CheckpointError: the directory is not empty or can not be written.
         """
         target = Path(directory)
-        copy_checkpoint(self._checkpoint.directory, self.config, target)
+        copy_checkpoint(self._description.directory, self.config, target)
         if self._ranges is not None:
             self.save_ranges(target)
 
     def info(self) -> dict[str, Any]:
         """What this model is, for people: names and plain values."""
-        checkpoint, model = self._checkpoint, self._checkpoint.model
-        decoder = model.decoder
+        description = self._description
         lines: dict[str, Any] = {
             "model": self.name,
-            "directory": str(checkpoint.directory),
+            "directory": str(description.directory),
             "dimension": self.dimension,
             "template": list(self.config.template),
             "pooling": list(self.config.pooling),
@@ -389,33 +422,18 @@ class Causal2Vec:
             "max length": self.config.max_length,
             "prompts": self.prompts,
             "default prompt": self.config.default_prompt_name,
-            "decoder": _describe(
-                checkpoint.decoder_config, decoder.num_parameters(), decoder.embed_tokens
-            ),
             "adapter": self.config.decoder.adapter,
-        }
-        if model.context is not None:
-            encoder = model.context.encoder
-            lines["encoder"] = _describe(
-                checkpoint.encoder_config, encoder.num_parameters(), encoder.word_embeddings
-            )
-        lines |= {
             "calibrated ranges": self._ranges is not None,
-            "stored dtype": str(checkpoint.stored_dtype).removeprefix("torch."),
-            "device": str(self.device),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "attention backend": model.attention.name,
+            "stored dtype": str(description.stored_dtype).removeprefix("torch."),
         }
-        if model.context is not None:
-            lines["encoder attention backend"] = model.context.attention.name
-        return lines
+        return {**lines, **self._runner.info()}
 
     def _blocks(
         self,
         texts: Iterable[str],
         prompt_name: str | None,
         prompt: str | None,
-        batch_tokens: int | None,
+        batch_tokens: BatchTokens,
         normalize: bool | None,
         truncate_dim: int | None,
         precision: Precision,
@@ -428,19 +446,16 @@ class Causal2Vec:
         normalize = resolve_normalize(normalize, config.normalize)
         chosen = self._ranges if ranges is None else Ranges.of_array(ranges)
         values = resolve_ranges(chosen, precision, keep * config.segments, normalize)
-        output = OutputFormat(
-            keep, normalize, precision, None if values is None else values.to(self.device)
-        )
-        return self._pipeline.run(
+        return self._runner.run(
             texts,
             resolve_prompt(config, prompt_name, prompt),
-            resolve_batch_tokens(batch_tokens, self.device, self._checkpoint.model.bytes_per_token),
-            output,
+            resolve_batch_tokens(batch_tokens),
+            OutputFormat(keep, normalize, precision, values),
             report,
         )
 
     def _keep(self, truncate_dim: int | None) -> int:
-        width = self._checkpoint.model.decoder.shape.hidden_size
+        width = self._description.decoder_shape.hidden_size
         return resolve_keep(truncate_dim, self.config.segments, width)
 
     def _with_prompt(self, names: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
@@ -467,10 +482,3 @@ def _refuse_bfloat16_array(precision: str) -> None:
         raise InputError(
             "precision bfloat16 has no NumPy dtype: use convert_to='tensor', float16 or float32"
         )
-
-
-def _describe(config: Any, parameters: int, embeddings: torch.Tensor) -> str:
-    return (
-        f"{config.model_type}, {config.num_hidden_layers} layers, {config.hidden_size} wide, "
-        f"{parameters / 1e6:.1f} M parameters + {embeddings.numel() / 1e6:.1f} M embeddings"
-    )

@@ -42,6 +42,21 @@ def reference(checkpoint):
 
 
 @pytest.fixture(scope="session")
+def plain_engine(checkpoint):
+    """``engine(Recipe(...), dtype="float32")`` with plain linear layers, as they are on CUDA."""
+    from c2v_engine import Causal2Vec
+    from c2v_engine.model import linear
+
+    @functools.cache
+    def load(recipe, dtype):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(linear, "onednn_serves", lambda dtype: False)
+            return Causal2Vec.from_pretrained(checkpoint(recipe), device="cpu", dtype=dtype)
+
+    return lambda recipe, dtype="float32": load(recipe, dtype)
+
+
+@pytest.fixture(scope="session")
 def engine(checkpoint):
     """``engine(Recipe(...), dtype="float32")`` gives the checkpoint's engine, on the CPU."""
     from c2v_engine import Causal2Vec

@@ -45,7 +45,7 @@ def on_packed_triton(monkeypatch):
     """Has a model's attention take the way of the backend that only a GPU is given."""
 
     def put(model):
-        inner = model._checkpoint.model
+        inner = model._runner.checkpoint.model
         monkeypatch.setattr(inner, "attention", PackedTritonAttention())
         if inner.context is not None:
             context = replace(inner.context, attention=PackedTritonAttention())
@@ -58,20 +58,20 @@ def on_packed_triton(monkeypatch):
 
 @pytest.mark.parametrize("recipe", PACKED_TRITON.values(), ids=PACKED_TRITON)
 def test_the_triton_backend_shares_its_plan_between_layers(
-    engine, reference, recipe, on_packed_triton
+    plain_engine, reference, recipe, on_packed_triton
 ):
-    model = on_packed_triton(engine(recipe))
+    model = on_packed_triton(plain_engine(recipe))
     expected = reference(recipe).encode(FEW_TEXTS).numpy()
     with triton_on_cpu() as calls:
         actual = model.encode(FEW_TEXTS)
-    layers = model._checkpoint.model.decoder.shape.num_layers
+    layers = model._runner.checkpoint.model.decoder.shape.num_layers
     assert calls["packed_attention"] >= layers
     np.testing.assert_allclose(actual, expected, rtol=0, atol=FLOAT32_TOLERANCE)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_every_layout_in_float32(engine, reference, recipe):
-    model = engine(recipe)
+def test_every_layout_in_float32(plain_engine, reference, recipe):
+    model = plain_engine(recipe)
     prompt_name = "query" if model.config.reads_prompt else None
     expected = reference(recipe).encode(FEW_TEXTS, prompt_name=prompt_name).numpy()
     with triton_on_cpu() as calls:
@@ -85,17 +85,17 @@ def test_every_layout_in_float32(engine, reference, recipe):
     [Recipe(), Recipe(decoder="qwen3", template=INSTRUCTION_FIRST), LAST_TOKEN, MEAN, ECHO],
     ids=["dual", "qwen3", "last-token", "mean", "echo"],
 )
-def test_bfloat16_keeps_the_direction_of_the_float32_reference(engine, reference, recipe):
-    model = engine(recipe, dtype="bfloat16")
+def test_bfloat16_keeps_the_direction_of_the_float32_reference(plain_engine, reference, recipe):
+    model = plain_engine(recipe, dtype="bfloat16")
     expected = reference(recipe).encode(FEW_TEXTS).numpy()
     with triton_on_cpu():
         actual = model.encode(FEW_TEXTS)
     assert (actual * expected).sum(axis=1).min() >= BFLOAT16_COSINE
 
 
-def test_a_batch_of_any_size_takes_the_same_few_launches(engine):
+def test_a_batch_of_any_size_takes_the_same_few_launches(plain_engine):
     """Pooling, the projector's activation and the decoder's input, whatever the number of texts."""
-    model = engine(Recipe())
+    model = plain_engine(Recipe())
     counted = []
     for texts in (TEXTS[4:5], TEXTS[4:9]):
         with triton_on_cpu(), counted_launches() as launches:
@@ -104,15 +104,15 @@ def test_a_batch_of_any_size_takes_the_same_few_launches(engine):
     assert counted[0] == counted[1]
     assert counted[0]["_segment_pool_kernel"] == 1
     assert counted[0]["_prefix_concat_kernel"] == 1
-    layers = model._checkpoint.model.context.encoder.shape.num_layers
+    layers = model._runner.checkpoint.model.context.encoder.shape.num_layers
     assert counted[0]["_bias_act_kernel"] == layers + 1  # the encoder's own, and the projector's
 
 
-def test_windows_in_several_encoder_passes(engine, reference):
+def test_windows_in_several_encoder_passes(plain_engine, reference):
     recipe = replace(ENCODERS["windows"], encoder_max_length=11)
     texts = [TEXTS[-1], TEXTS[-2]]
     expected = reference(recipe).encode(texts).numpy()
     with triton_on_cpu() as calls:
-        actual = engine(recipe).encode(texts, batch_tokens=16)
+        actual = plain_engine(recipe).encode(texts, batch_tokens=16)
     assert calls["segment_pool"] > 2
     np.testing.assert_allclose(actual, expected, rtol=0, atol=FLOAT32_TOLERANCE)

@@ -23,7 +23,7 @@ from c2v_engine.model.config import (
     ProjectorActivation,
     ProjectorConfig,
 )
-from c2v_engine.model.decoder import DecoderShape
+from c2v_engine.model.decoder_shape import DecoderShape
 from c2v_engine.model.encoder import EncoderShape, check_encoder_length
 from c2v_engine.model.lora import LoraAdapter
 from c2v_engine.model.projector import PROJECTOR_NAME, projector_shapes

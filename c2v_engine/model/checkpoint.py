@@ -10,29 +10,31 @@ from typing import Any
 import torch
 
 from c2v_engine.errors import CheckpointError, UnsupportedError
+from c2v_engine.model.arithmetic import make_arithmetic
+from c2v_engine.model.attention.base import AttentionBackend
 from c2v_engine.model.attention.select import select_attention
 from c2v_engine.model.causal2vec import ContextModel, PackedCausal2Vec
 from c2v_engine.model.config import CONFIG_NAME, Causal2VecConfig
-from c2v_engine.model.decoder import Decoder
+from c2v_engine.model.decoder_loading import load_decoder
+from c2v_engine.model.decoder_shape import DecoderShape
 from c2v_engine.model.device import resolve_device, resolve_dtype
 from c2v_engine.model.encoder import Encoder, check_encoder_length
+from c2v_engine.model.loading import Placement
 from c2v_engine.model.lora import LoraAdapter
-from c2v_engine.model.projector import Projector
+from c2v_engine.model.projector import PROJECTOR_NAME, Projector
 from c2v_engine.model.weights import WeightFolder
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """An opened checkpoint: its model on a device, and what the tokenizers need.
+class CheckpointDescription:
+    """What a checkpoint directory says of itself, without its weights.
 
     Attributes:
         directory: where it lies.
         config: its ``config.json``.
         decoder_config: the decoder's transformers config.
         encoder_config: the encoder's, None without one.
-        model: the packed forward.
-        device: of the model.
-        dtype: of the computation.
+        decoder_shape: what the decoder's config says about its forward.
         stored_dtype: of the decoder's weights on disk.
     """
 
@@ -40,89 +42,147 @@ class Checkpoint:
     config: Causal2VecConfig
     decoder_config: Any
     encoder_config: Any | None
-    model: PackedCausal2Vec
-    device: torch.device
-    dtype: torch.dtype
+    decoder_shape: DecoderShape
     stored_dtype: torch.dtype
 
+    @property
+    def decoder_folder(self) -> Path:
+        """Of the decoder's transformers checkpoint."""
+        return self.directory / self.config.decoder.path
 
-def load_checkpoint(
-    directory: str | Path, device: str = "auto", dtype: str = "auto", attention: str = "auto"
-) -> Checkpoint:
+    @classmethod
+    def read(cls, directory: str | Path) -> CheckpointDescription:
+        """Read a checkpoint directory.
+
+        Raises:
+            ConfigError: ``config.json`` is missing or wrong.
+            CheckpointError: there is no such directory, or a folder in it is not as it must be.
+        """
+        directory = Path(directory)
+        if not directory.is_dir():
+            raise CheckpointError(f"{directory}: no such directory")
+        config = Causal2VecConfig.load(directory)
+        folder = directory / config.decoder.path
+        decoder_config = load_transformers_config(folder)
+        encoder_config = None
+        if config.encoder is not None:
+            encoder_config = load_transformers_config(directory / config.encoder.path)
+        shape = DecoderShape.from_transformers(decoder_config, str(folder))
+        stored = _stored_dtype(folder)
+        return cls(directory, config, decoder_config, encoder_config, shape, stored)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint: what it says, and its model on a device.
+
+    Attributes:
+        description: what it says of itself.
+        model: the packed forward.
+        placement: where it computes.
+    """
+
+    description: CheckpointDescription
+    model: PackedCausal2Vec
+    placement: Placement
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a checkpoint is opened.
+
+    Attributes:
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``, or ``float8`` (CUDA) or ``int8``
+            (CPU) for the decoder's linear layers, around which all is bfloat16.
+        attention: ``auto`` or the name of a backend.
+        deterministic: whether a text's embedding is the same to the bit alone and in any batch.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    attention: str = "auto"
+    deterministic: bool = False
+
+    def placement(self, stored_dtype: torch.dtype) -> Placement:
+        """Where that puts a model whose weights are stored in a dtype.
+
+        Raises:
+            BackendError: a device or dtype that can not be used here.
+        """
+        device = resolve_device(self.device)
+        dtype, weights = resolve_dtype(self.dtype, device, stored_dtype)
+        return Placement(device, dtype, weights, self.deterministic)
+
+
+def load_checkpoint(directory: str | Path, options: LoadOptions | None = None) -> Checkpoint:
     """Open a checkpoint directory.
 
     Args:
         directory: holds ``config.json``.
-        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
-        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
-        attention: ``auto`` or the name of a backend.
+        options: how; None for the defaults.
 
     Raises:
         ConfigError: ``config.json`` is missing or wrong.
         CheckpointError: weights or folders do not fit it.
         BackendError: a device, dtype or backend that can not be used here.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such directory")
-    config = Causal2VecConfig.load(directory)
-    folder = directory / config.decoder.path
-    decoder_config = load_transformers_config(folder)
-    stored_dtype = _stored_dtype(folder)
-    torch_device = resolve_device(device)
-    torch_dtype = resolve_dtype(dtype, torch_device, stored_dtype)
+    options = LoadOptions() if options is None else options
+    description = CheckpointDescription.read(directory)
+    placement = options.placement(description.stored_dtype)
+    config, folder = description.config, description.decoder_folder
     adapter = None
     if config.decoder.adapter is not None:
-        adapter = LoraAdapter(directory / config.decoder.adapter)
-    decoder = Decoder.load(
-        folder, decoder_config, config.max_length, torch_dtype, torch_device, adapter
+        adapter = LoraAdapter(description.directory / config.decoder.adapter)
+    decoder = load_decoder(
+        WeightFolder(folder),
+        description.decoder_config,
+        config.max_length,
+        placement,
+        make_arithmetic(placement),
+        str(folder),
+        adapter,
     )
     shape = decoder.shape
     group = shape.num_attention_heads // shape.num_key_value_heads
-    backend = select_attention(attention, torch_device, torch_dtype, shape.head_dim, group)
-    context, encoder_config = None, None
-    if config.encoder is not None:
-        encoder_config = load_transformers_config(directory / config.encoder.path)
-        context = _load_context(
-            directory,
-            config,
-            encoder_config,
-            shape.hidden_size,
-            torch_dtype,
-            torch_device,
-            attention,
-        )
-    model = PackedCausal2Vec(config, decoder, backend, context)
-    return Checkpoint(
-        directory,
-        config,
-        decoder_config,
-        encoder_config,
-        model,
-        torch_device,
-        torch_dtype,
-        stored_dtype,
+    backend = _attention(options, placement, shape.head_dim, group)
+    context = None if config.encoder is None else _load_context(description, placement, options)
+    model = PackedCausal2Vec(config, decoder, backend, context, placement.rounding)
+    if placement.device.type == "cuda":
+        torch.cuda.synchronize(placement.device)  # other streams will read the weights
+    return Checkpoint(description, model, placement)
+
+
+def _attention(
+    options: LoadOptions, placement: Placement, head_dim: int, group: int
+) -> AttentionBackend:
+    return select_attention(
+        options.attention,
+        placement.device,
+        placement.dtype,
+        head_dim,
+        group,
+        deterministic=placement.deterministic,
     )
 
 
 def _load_context(
-    directory: Path,
-    config: Causal2VecConfig,
-    encoder_config: Any,
-    decoder_size: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    attention: str,
+    description: CheckpointDescription, placement: Placement, options: LoadOptions
 ) -> ContextModel:
+    config, directory = description.config, description.directory
     assert config.encoder is not None
     assert config.projector is not None
     folder = directory / config.encoder.path
-    encoder = Encoder.load(folder, encoder_config, dtype, device)
+    encoder = Encoder.load(WeightFolder(folder), description.encoder_config, placement, str(folder))
     check_encoder_length(encoder.shape, config.encoder.max_length, str(folder))
     projector = Projector.load(
-        directory, config.projector, encoder.shape.hidden_size, decoder_size, dtype, device
+        WeightFolder(directory, PROJECTOR_NAME),
+        config.projector,
+        encoder.shape.hidden_size,
+        description.decoder_shape.hidden_size,
+        placement,
     )
-    backend = select_attention(attention, device, dtype, encoder.shape.head_dim, group=1)
+    backend = _attention(options, placement, encoder.shape.head_dim, group=1)
     return ContextModel(encoder, backend, projector)
 
 

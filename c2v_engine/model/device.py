@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from c2v_engine.errors import BackendError
 
+WeightsDtype = Literal["dtype", "float8", "int8"]
+"""What a decoder's linear layers multiply in: the dtype of its hidden states, or 8 bits."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -40,24 +44,23 @@ def cpu_has_bfloat16() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def resolve_dtype(name: str, device: torch.device, stored_dtype: torch.dtype) -> torch.dtype:
-    """The dtype of that name.
+def resolve_dtype(
+    name: str, device: torch.device, stored_dtype: torch.dtype
+) -> tuple[torch.dtype, WeightsDtype]:
+    """The dtype of that name, and what the decoder's linear layers multiply in.
 
     ``auto`` is bfloat16 on CUDA, or float16 where the GPU has no bfloat16; on a CPU bfloat16 only
     if the checkpoint is stored in it and the CPU has the instructions, else float32.
 
     Raises:
-        BackendError: an unknown name.
+        BackendError: an unknown name, or one that can not be used on the device.
     """
     if name == "auto":
         if device.type == "cuda":
-            return (
-                torch.bfloat16
-                if torch.cuda.is_bf16_supported(including_emulation=False)
-                else torch.float16
-            )
+            has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            return (torch.bfloat16 if has_bfloat16 else torch.float16), "dtype"
         fits = stored_dtype == torch.bfloat16 and cpu_has_bfloat16()
-        return torch.bfloat16 if fits else torch.float32
-    if name not in DTYPES:
-        raise BackendError(f"dtype is {name!r}, expected auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
+        return (torch.bfloat16 if fits else torch.float32), "dtype"
+    if name in DTYPES:
+        return DTYPES[name], "dtype"
+    raise BackendError(f"dtype is {name!r}, expected auto, {', '.join(DTYPES)}")

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812  (its customary name)
 
 from c2v_engine.errors import CheckpointError, UnsupportedError
 from c2v_engine.kernels.add_layer_norm import add_layer_norm
-from c2v_engine.kernels.bias_act import bias_act_
 from c2v_engine.kernels.embed_layer_norm import embed_layer_norm
 from c2v_engine.model.activations import get_activation
 from c2v_engine.model.attention.base import AttentionBackend, AttentionMask
+from c2v_engine.model.linear import Linear, by_blocks
+from c2v_engine.model.loading import Placement, WeightLoader, WeightSource
 from c2v_engine.model.packed_batch import PackedSequences
-from c2v_engine.model.weights import WeightFolder
+from c2v_engine.model.rounding import Rounding
+from c2v_engine.model.stages import stage
 
 # RoBERTa and its kin count positions from the padding token's id on.
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
@@ -103,18 +104,6 @@ class EncoderShape:
 
 
 @dataclass(frozen=True)
-class Linear:
-    """A weight ``[out, in]`` and a bias ``[out]``."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """``x W^T + b`` of ``[rows, in]``."""
-        return F.linear(x, self.weight, self.bias)
-
-
-@dataclass(frozen=True)
 class LayerNorm:
     """LayerNorm of a sum."""
 
@@ -129,7 +118,7 @@ class LayerNorm:
 
 @dataclass(frozen=True)
 class EncoderLayer:
-    """Weights of one layer; ``qkv`` joins query, key and value."""
+    """Weights of one layer; ``qkv`` joins query, key and value, ``intermediate`` activates."""
 
     qkv: Linear
     attention_output: Linear
@@ -137,6 +126,19 @@ class EncoderLayer:
     intermediate: Linear
     output: Linear
     output_norm: LayerNorm
+
+    def mlp(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The MLP of ``[rows, k]``, before its norm."""
+        return self.output(self.intermediate(hidden))
+
+    @property
+    def num_parameters(self) -> int:
+        """Of all its parts."""
+        linears = (self.qkv, self.attention_output, self.intermediate, self.output)
+        norms = (self.attention_norm, self.output_norm)
+        return sum(part.num_parameters for part in linears) + sum(
+            norm.weight.numel() + norm.bias.numel() for norm in norms
+        )
 
 
 class Encoder:
@@ -156,6 +158,7 @@ class Encoder:
         token_type: torch.Tensor,
         norm: LayerNorm,
         layers: list[EncoderLayer],
+        rounding: Rounding,
     ) -> None:
         self.shape = shape
         self.word_embeddings = word_embeddings
@@ -163,17 +166,24 @@ class Encoder:
         self._token_type = token_type
         self._norm = norm
         self.layers = layers
+        self._block_rows = rounding.block_rows
 
     @classmethod
-    def load(cls, folder: Path, config: Any, dtype: torch.dtype, device: torch.device) -> Encoder:
-        """Read a transformers checkpoint folder.
+    def load(cls, source: WeightSource, config: Any, placement: Placement, where: str) -> Encoder:
+        """Take a transformers checkpoint's weights.
+
+        Args:
+            source: of the weights.
+            config: the encoder's transformers config.
+            placement: where it computes.
+            where: the folder, for messages.
 
         Raises:
             CheckpointError: weights missing, extra or misshapen, by name.
             UnsupportedError: an architecture or activation that is not implemented.
         """
-        shape = EncoderShape.from_transformers(config, str(folder))
-        reader = _EncoderReader(WeightFolder(folder), shape, dtype, device)
+        shape = EncoderShape.from_transformers(config, where)
+        reader = _EncoderReader(source, shape, placement)
         k = shape.hidden_size
         words = reader.take("embeddings.word_embeddings.weight", shape.vocab_size, k)
         positions = reader.take("embeddings.position_embeddings.weight", shape.num_positions, k)
@@ -181,15 +191,12 @@ class Encoder:
         norm = reader.norm("embeddings.LayerNorm")
         layers = [reader.layer(index) for index in range(shape.num_layers)]
         reader.finish()
-        return cls(shape, words, positions[shape.position_offset :], types[0], norm, layers)
+        positions = positions[shape.position_offset :]
+        return cls(shape, words, positions, types[0], norm, layers, placement.rounding)
 
     def num_parameters(self) -> int:
         """Parameters without the embedding tables: what each token is multiplied with."""
-        total = 0
-        for layer in self.layers:
-            for part in vars(layer).values():
-                total += part.weight.numel() + part.bias.numel()
-        return total
+        return sum(layer.num_parameters for layer in self.layers)
 
     def forward(self, sequences: PackedSequences, attention: AttentionBackend) -> torch.Tensor:
         """Token states ``[tokens, k]`` of packed sequences."""
@@ -206,41 +213,38 @@ class Encoder:
         plan = attention.plan(sequences, AttentionMask(causal=False))
         head_dim = self.shape.head_dim
         for layer in self.layers:
-            query, key, value = (
-                part.unflatten(1, (-1, head_dim)) for part in layer.qkv(hidden).chunk(3, dim=1)
-            )
-            attended = attention.attend(query, key, value, plan, head_dim**-0.5).flatten(1)
-            hidden = layer.attention_norm(layer.attention_output(attended), hidden)
-            wide = layer.intermediate(hidden)
-            bias_act_(wide, None, activation=self.shape.activation)
-            hidden = layer.output_norm(layer.output(wide), hidden)
+            with stage("encoder.qkv"):
+                qkv = by_blocks(layer.qkv, hidden, self._block_rows)
+            with stage("encoder.attention"):
+                query, key, value = (
+                    part.unflatten(1, (-1, head_dim)) for part in qkv.chunk(3, dim=1)
+                )
+                attended = attention.attend(query, key, value, plan, head_dim**-0.5).flatten(1)
+            with stage("encoder.output"):
+                projected = by_blocks(layer.attention_output, attended, self._block_rows)
+                hidden = layer.attention_norm(projected, hidden)
+            with stage("encoder.mlp"):
+                mixed = by_blocks(layer.mlp, hidden, self._block_rows)
+                hidden = layer.output_norm(mixed, hidden)
         return hidden
 
 
 class _EncoderReader:
-    """Takes an encoder's weights by their base-model names, cast and moved."""
+    """Takes an encoder's weights by their base-model names."""
 
-    def __init__(
-        self, weights: WeightFolder, shape: EncoderShape, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self._weights = weights
+    def __init__(self, source: WeightSource, shape: EncoderShape, placement: Placement) -> None:
+        self._source = source
         self._shape = shape
-        self._dtype = dtype
-        self._device = device
         word_embeddings = "embeddings.word_embeddings.weight"
-        prefixes = [p for p in ("", "bert.", "roberta.") if p + word_embeddings in weights]
+        prefixes = [p for p in ("", "bert.", "roberta.") if p + word_embeddings in source]
         self._prefix = prefixes[0] if prefixes else ""
-
-    def take(self, name: str, *shape: int) -> torch.Tensor:
-        return self._weights.take(self._prefix + name, shape).to(self._device, self._dtype)
-
-    def _linear(self, name: str, out: int, size: int) -> Linear:
-        return Linear(self.take(f"{name}.weight", out, size), self.take(f"{name}.bias", out))
+        self._loader = WeightLoader(source, placement, self._prefix)
+        self.take = self._loader.tensor
 
     def norm(self, name: str) -> LayerNorm:
         k = self._shape.hidden_size
         # Checkpoints converted from the original release call them gamma and beta.
-        legacy = f"{self._prefix}{name}.gamma" in self._weights
+        legacy = f"{self._prefix}{name}.gamma" in self._source
         weight, bias = ("gamma", "beta") if legacy else ("weight", "bias")
         return LayerNorm(
             self.take(f"{name}.{weight}", k),
@@ -251,28 +255,29 @@ class _EncoderReader:
     def layer(self, index: int) -> EncoderLayer:
         k, wide = self._shape.hidden_size, self._shape.intermediate_size
         at = f"encoder.layer.{index}."
-        parts = [self._linear(f"{at}attention.self.{n}", k, k) for n in ("query", "key", "value")]
+        qkv = [(f"{at}attention.self.{name}", k) for name in ("query", "key", "value")]
+        linear = partial(self._loader.linear, bias=True)
         return EncoderLayer(
-            qkv=Linear(
-                torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
-            ),
-            attention_output=self._linear(f"{at}attention.output.dense", k, k),
+            qkv=linear(qkv, k),
+            attention_output=linear([(f"{at}attention.output.dense", k)], k),
             attention_norm=self.norm(f"{at}attention.output.LayerNorm"),
-            intermediate=self._linear(f"{at}intermediate.dense", wide, k),
-            output=self._linear(f"{at}output.dense", k, wide),
+            intermediate=linear(
+                [(f"{at}intermediate.dense", wide)], k, activation=self._shape.activation
+            ),
+            output=linear([(f"{at}output.dense", k)], wide),
             output_norm=self.norm(f"{at}output.LayerNorm"),
         )
 
     def finish(self) -> None:
-        unused = [n for n in self._weights.names if n.startswith(_UNUSED_PREFIXES)]
+        unused = [n for n in self._source.names if n.startswith(_UNUSED_PREFIXES)]
         unused += [
             n
-            for n in self._weights.names
+            for n in self._source.names
             if n.removeprefix(self._prefix).startswith(
                 (*_UNUSED_PREFIXES, "embeddings.position_ids")
             )
         ]
-        self._weights.refuse_extra(unused)
+        self._source.refuse_extra(unused)
 
 
 def check_encoder_length(shape: EncoderShape, max_length: int, where: str) -> None:

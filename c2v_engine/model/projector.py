@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
-import torch.nn.functional as F  # noqa: N812  (its customary name)
 
-from c2v_engine.kernels.bias_act import bias_act_
 from c2v_engine.model.activations import get_activation
 from c2v_engine.model.config import ProjectorConfig
-from c2v_engine.model.weights import WeightFolder
+from c2v_engine.model.linear import Linear, by_blocks
+from c2v_engine.model.loading import Placement, WeightLoader, WeightSource
+from c2v_engine.model.rounding import Rounding
 
 PROJECTOR_NAME = "projector.safetensors"
 
@@ -19,49 +17,48 @@ class Projector:
     """``c = W2 act(W1 h + b1) + b2`` (arXiv 2507.23386, section 3).
 
     Args:
-        config: hidden size, activation and whether biases exist.
-        weights: ``linear_1.weight`` ``[p, k]``, ``linear_2.weight`` ``[d, p]`` and their biases.
+        first: ``act(W1 h + b1)``.
+        second: ``W2 h + b2``.
+        rounding: of row counts.
     """
 
-    def __init__(self, config: ProjectorConfig, weights: dict[str, torch.Tensor]) -> None:
-        self._weights = weights
-        self._activation = get_activation(config.activation, "projector")
+    def __init__(self, first: Linear, second: Linear, rounding: Rounding) -> None:
+        self._first = first
+        self._second = second
+        self._block_rows = rounding.block_rows
 
     @classmethod
     def load(
         cls,
-        directory: Path,
+        source: WeightSource,
         config: ProjectorConfig,
         encoder_size: int,
         decoder_size: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        placement: Placement,
     ) -> Projector:
-        """Read ``projector.safetensors``.
+        """Take the weights of ``projector.safetensors``.
 
         Args:
-            directory: of the checkpoint.
+            source: of the weights.
             config: the projector's section.
             encoder_size: width k of the encoder.
             decoder_size: width d of the decoder.
-            dtype: of the computation.
-            device: where the weights go.
+            placement: where it computes.
 
         Raises:
             CheckpointError: weights missing, extra or misshapen, by name.
         """
-        folder = WeightFolder(directory, PROJECTOR_NAME)
-        shapes = projector_shapes(config, encoder_size, decoder_size)
-        weights = {n: folder.take(n, s).to(device, dtype) for n, s in shapes.items()}
-        folder.refuse_extra()
-        return cls(config, weights)
+        loader = WeightLoader(source, placement)
+        p, bias = config.hidden_size, config.bias
+        activation = get_activation(config.activation, "projector")
+        first = loader.linear([("linear_1", p)], encoder_size, bias=bias, activation=activation)
+        second = loader.linear([("linear_2", decoder_size)], p, bias=bias)
+        source.refuse_extra()
+        return cls(first, second, placement.rounding)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """Contextual tokens ``[texts, d]`` of pooled encoder states ``[texts, k]``."""
-        w = self._weights
-        hidden = F.linear(pooled, w["linear_1.weight"], w.get("linear_1.bias"))
-        bias_act_(hidden, None, activation=self._activation)
-        return F.linear(hidden, w["linear_2.weight"], w.get("linear_2.bias"))
+        return by_blocks(lambda rows: self._second(self._first(rows)), pooled, self._block_rows)
 
 
 def projector_shapes(

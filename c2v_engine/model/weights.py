@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class WeightFolder:
         self._handles: dict[str, Any] = {}
         self._file_of = self._find_files(filename)
         self._taken: set[str] = set()
+        self._left = Counter(self._file_of.values())
 
     def _find_files(self, filename: str | None) -> dict[str, str]:
         if not self.folder.is_dir():
@@ -91,7 +93,7 @@ class WeightFolder:
         return name in self._file_of
 
     def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """Read one weight in its stored dtype, on the CPU.
+        """Map one weight in its stored dtype, on the CPU; its pages are read when it is.
 
         Raises:
             CheckpointError: it is missing, has another shape or is not floating point.
@@ -99,12 +101,19 @@ class WeightFolder:
         if name not in self._file_of:
             near = f" ({len(self._file_of)} others are there)" if self._file_of else ""
             raise CheckpointError(f"{self.folder}: weight {name} is missing{near}")
-        self._taken.add(name)
-        path = self.folder / self._file_of[name]
+        file = self._file_of[name]
+        path = self.folder / file
         try:
-            tensor: torch.Tensor = self._open(self._file_of[name]).get_tensor(name)
+            tensor: torch.Tensor = self._open(file).get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: weight {name} can not be read: {error}") from None
+        if name not in self._taken:
+            self._taken.add(name)
+            self._left[file] -= 1
+        if not self._left[file]:
+            # What is mapped counts as this process's memory until it is unmapped: with the last
+            # of its tensors the shard is.
+            self._handles.pop(file, None)
         if tuple(tensor.shape) != shape:
             raise CheckpointError(
                 f"{path}: weight {name} has shape {list(tensor.shape)}, "

@@ -3,45 +3,75 @@
 from __future__ import annotations
 
 import warnings
+from typing import Literal
 
 import numpy as np
 import torch
 
 from c2v_engine.errors import InputError
 from c2v_engine.kernels.dual_token_pool import Precision, output_dtype
+from c2v_engine.model.causal2vec import PackedCausal2Vec
 from c2v_engine.model.config import Causal2VecConfig
 from c2v_engine.runtime.ranges import Ranges
 
 # On a CPU the widest activation of a batch should stay under the 32 MiB from which allocators map
 # fresh memory each time (clearing it cost more than the arithmetic), and a small model wants long
-# batches, whose threads meet less often; a GPU wants enough rows to fill its matrix units.
+# batches, whose threads meet less often.
 _CPU_ACTIVATION_BYTES = 24 * 2**20
 _CPU_BATCH_TOKENS = (1024, 8192)
-_CUDA_BATCH_TOKENS = 32768
+# A GPU wants enough rows to fill its matrix units many times over; more only wait longer for
+# tokenizers. Of its free memory a part stays for libraries, graphs and results.
+_CUDA_BATCH_TOKENS = (1024, 32768)
+_CUDA_MEMORY_SHARE = 0.8
+_CUDA_MEMORY_KEPT = 512 * 2**20
 _RANGED = ("int8", "uint8")
 
 
-def resolve_batch_tokens(
-    batch_tokens: int | None, device: torch.device, bytes_per_token: int
-) -> int:
-    """Most decoder rows of a batch; None gives the device's default.
-
-    Args:
-        batch_tokens: as asked for.
-        device: of the model.
-        bytes_per_token: of the model's widest activation.
+def resolve_batch_tokens(batch_tokens: int | Literal["auto"] | None) -> int | None:
+    """Most decoder rows of a batch as asked for; None where the engine chooses.
 
     Raises:
-        InputError: not a whole number of at least 1.
+        InputError: neither ``auto`` nor a whole number of at least 1.
     """
-    if batch_tokens is None:
-        if device.type == "cuda":
-            return _CUDA_BATCH_TOKENS
-        least, most = _CPU_BATCH_TOKENS
-        return max(least, min(most, _CPU_ACTIVATION_BYTES // bytes_per_token))
+    if batch_tokens is None or batch_tokens == "auto":
+        return None
     if not _is_whole(batch_tokens) or batch_tokens < 1:
-        raise InputError(f"batch_tokens is {batch_tokens!r}, expected a number of at least 1")
+        raise InputError(
+            f"batch_tokens is {batch_tokens!r}, expected 'auto' or a number of at least 1"
+        )
     return int(batch_tokens)
+
+
+def default_batch_tokens(model: PackedCausal2Vec) -> int:
+    """Most decoder rows of a batch, by the memory that a model's rows take and that is there."""
+    device = model.decoder.norm.device
+    if device.type != "cuda":
+        return cpu_batch_tokens(model.bytes_per_token)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + unused
+    return cuda_batch_tokens(free, model.peak_bytes_per_token)
+
+
+def cpu_batch_tokens(bytes_per_token: int) -> int:
+    """Most decoder rows of a batch on a CPU.
+
+    Args:
+        bytes_per_token: of one row of the widest activation.
+    """
+    least, most = _CPU_BATCH_TOKENS
+    return max(least, min(most, _CPU_ACTIVATION_BYTES // bytes_per_token))
+
+
+def cuda_batch_tokens(free_bytes: int, bytes_per_token: int) -> int:
+    """Most decoder rows of a batch whose activations fit into a GPU's free memory.
+
+    Args:
+        free_bytes: of the device, weights being there already.
+        bytes_per_token: of all activations of one row that are alive together.
+    """
+    least, most = _CUDA_BATCH_TOKENS
+    usable = max(0, int(_CUDA_MEMORY_SHARE * free_bytes) - _CUDA_MEMORY_KEPT)
+    return max(least, min(most, usable // bytes_per_token // 256 * 256))
 
 
 def resolve_normalize(normalize: bool | None, default: bool) -> bool:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from c2v_engine.model.config import EncoderPooling
-from c2v_engine.model.packed_batch import EncoderInput, PackedBatch, PackedSequences
-from c2v_engine.model.rounding import rounded_tokens
+from c2v_engine.model.packed_batch import EncoderInput, KeySequences, PackedBatch, PackedSequences
+from c2v_engine.model.rounding import Rounding, rounding_for
 from c2v_engine.model.template import CONTEXT, Template
 from c2v_engine.runtime.tokenization import TokenizedText
+
+_PADDING_TOKEN = np.zeros(1, dtype=np.int32)
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,43 @@ class PackingRules:
         start, end = text.bounds[entry], text.bounds[entry + 1]
         return (start, end) if start < end else (0, text.bounds[-1])
 
+    def first_own_row(self, text: TokenizedText) -> int:
+        """The first row of a text that no other text has in common with it, or that is pooled."""
+        rows = [text.bounds[entry] for entry in self.context_entries]
+        rows += [self.pooled_range(text, entry)[0] for entry in self.pooled]
+        return min(rows)
 
-def split_by_tokens(texts: Sequence[TokenizedText], batch_tokens: int) -> Iterator[list[int]]:
+
+@dataclass(frozen=True)
+class BatchShape:
+    """The counts of a batch that is filled up to them, so that a CUDA graph can replay it.
+
+    Attributes:
+        texts: texts, those that fill up included.
+        decoder_tokens: rows of the decoder.
+        encoder_tokens: of the encoder, in one pass; 0 without one.
+        longest: most rows of a decoder's sequence.
+        encoder_longest: likewise of the encoder's.
+    """
+
+    texts: int
+    decoder_tokens: int
+    encoder_tokens: int
+    longest: int
+    encoder_longest: int
+
+
+def split_by_tokens(
+    texts: Sequence[TokenizedText], batch_tokens: int, prompt_rows: int = 0
+) -> Iterator[list[int]]:
     """Cut texts, longest first, into batches of at most ``batch_tokens`` rows in either model.
 
     A text longer than the budget makes a batch of its own.
+
+    Args:
+        texts: any number.
+        batch_tokens: the budget.
+        prompt_rows: leading rows of every text that are not computed with it.
     """
     order = sorted(
         range(len(texts)),
@@ -58,19 +92,20 @@ def split_by_tokens(texts: Sequence[TokenizedText], batch_tokens: int) -> Iterat
     rows = encoder_rows = 0
     for index in order:
         text = texts[index]
-        rows += len(text.token_ids)
+        own = len(text.token_ids) - prompt_rows
+        rows += own
         encoder_rows += text.encoder_tokens
         if batch and max(rows, encoder_rows) > batch_tokens:
             yield batch
             batch = []
-            rows, encoder_rows = len(text.token_ids), text.encoder_tokens
+            rows, encoder_rows = own, text.encoder_tokens
         batch.append(index)
     if batch:
         yield batch
 
 
 class _Buffer:
-    """Collects int32 arrays and hands out views of their joined tensor."""
+    """Collects int32 arrays and tells where each stands in the joined one."""
 
     def __init__(self) -> None:
         self._parts: list[np.ndarray] = []
@@ -82,11 +117,28 @@ class _Buffer:
         self._size += len(values)
         return slice(start, self._size)
 
-    def to(self, device: torch.device) -> torch.Tensor:
-        host = torch.from_numpy(np.concatenate(self._parts))
-        if device.type == "cuda":
-            host = host.pin_memory()
-        return host.to(device, non_blocking=True)
+    def joined(self) -> np.ndarray:
+        return np.concatenate(self._parts)
+
+
+def _with_longest(lengths: np.ndarray, longest: int) -> np.ndarray:
+    return np.concatenate(([longest], lengths[1:]))
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """Slices of one ``KeySequences`` in the buffer."""
+
+    rows: slice
+    cu_seqlens: slice
+    lengths: np.ndarray
+    prompt_rows: int
+    fillers: int
+
+    def view(self, buffer: torch.Tensor) -> KeySequences:
+        return KeySequences(
+            buffer[self.rows], buffer[self.cu_seqlens], self.lengths, self.prompt_rows, self.fillers
+        )
 
 
 @dataclass(frozen=True)
@@ -98,6 +150,15 @@ class _Sequences:
     cu_seqlens: slice
     lengths: np.ndarray
     fillers: int
+    keys: _Keys | None = None
+
+    def with_longest(self, longest: int) -> _Sequences:
+        lengths = _with_longest(self.lengths, longest)
+        keys = self.keys
+        if keys is not None:
+            longest += keys.prompt_rows
+            keys = replace(keys, lengths=_with_longest(keys.lengths, longest))
+        return replace(self, lengths=lengths, keys=keys)
 
     def view(self, buffer: torch.Tensor) -> PackedSequences:
         return PackedSequences(
@@ -106,36 +167,119 @@ class _Sequences:
             buffer[self.cu_seqlens],
             self.lengths,
             self.fillers,
+            None if self.keys is None else self.keys.view(buffer),
         )
 
 
-def _filler_lengths(lengths: list[int]) -> list[int]:
-    """Sequences, none longer than a real one, that round the number of tokens up."""
-    tokens, longest = sum(lengths), max(lengths)
-    whole, rest = divmod(rounded_tokens(tokens) - tokens, longest)
-    return [longest] * whole + [rest] * (rest > 0)
+@dataclass(frozen=True)
+class HostBatch:
+    """A batch on the host: one buffer, and where everything stands in it.
+
+    Attributes:
+        buffer: int32, what travels to the device.
+        num_texts: texts in it, those that fill it up not counted.
+        prompt: the rows that all sequences begin with and that are not in it.
+        shape: what it was filled up to, or None.
+    """
+
+    buffer: np.ndarray
+    num_texts: int
+    prompt: tuple[int, ...]
+    shape: BatchShape | None
+    _decoder: _Sequences
+    _passes: tuple[tuple[_Sequences, slice | None, slice], ...]
+    _encoder_counts: slice
+    _pooled_rows: slice
+    _pooled_offsets: slice
+
+    def with_longest_sequences(self) -> HostBatch:
+        """As if it held the longest sequences of its shape, for a graph that will replay any.
+
+        Only the lengths on the host change, by which launches are made; not the buffer.
+        """
+        shape = self.shape
+        assert shape is not None
+        passes = tuple(
+            (part.with_longest(shape.encoder_longest), rows, offsets)
+            for part, rows, offsets in self._passes
+        )
+        decoder = self._decoder.with_longest(shape.longest)
+        return replace(self, _decoder=decoder, _passes=passes)
+
+    def on(self, tensor: torch.Tensor) -> PackedBatch:
+        """The batch whose buffer is a tensor that holds, or will hold, this one's."""
+        return PackedBatch(
+            tensor,
+            self._decoder.view(tensor),
+            tuple(
+                EncoderInput(
+                    part.view(tensor), None if rows is None else tensor[rows], tensor[offsets]
+                )
+                for part, rows, offsets in self._passes
+            ),
+            tensor[self._encoder_counts],
+            tensor[self._pooled_rows],
+            tensor[self._pooled_offsets],
+        )
 
 
-def _add_sequences(buffer: _Buffer, sequences: list[np.ndarray], round_up: bool) -> _Sequences:
-    real = [len(sequence) for sequence in sequences]
-    fillers = _filler_lengths(real) if round_up else []
-    sequences = [*sequences, *(np.zeros(length, dtype=np.int32) for length in fillers)]
-    lengths = np.array([*real, *fillers], dtype=np.int64)
-    cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
-    positions = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
-    return _Sequences(
-        buffer.add(np.concatenate(sequences)),
-        buffer.add(positions),
-        buffer.add(cu_seqlens),
-        lengths,
-        len(fillers),
+def lay_out(
+    texts: Sequence[TokenizedText],
+    rules: PackingRules,
+    batch_tokens: int,
+    rounding: Rounding,
+    prompt: tuple[int, ...] = (),
+    shape: BatchShape | None = None,
+) -> HostBatch:
+    """Lay texts end to end.
+
+    Args:
+        texts: at least one.
+        rules: of the checkpoint.
+        batch_tokens: most tokens of one encoder pass.
+        rounding: of row counts.
+        prompt: ids of the rows that all of the texts begin with; left out.
+        shape: to fill up to, where single rows are pooled; wins over the rounding.
+    """
+    buffer = _Buffer()
+    added = 0 if shape is None else shape.texts - len(texts)
+    sequences = [_marked(text, number, rules, len(prompt)) for number, text in enumerate(texts)]
+    sequences += [_PADDING_TOKEN] * added
+    if shape is None:
+        fillers = _rounding_fillers(sequences, rounding)
+    else:
+        fillers = _shape_fillers(sequences, shape.decoder_tokens, shape.longest)
+    decoder = _add_sequences(buffer, sequences, fillers, len(prompt))
+    rows, offsets = _pooled(texts, rules, decoder.lengths, len(prompt), added)
+    pooled_rows, pooled_offsets = buffer.add(rows), buffer.add(offsets)
+    windows = [(number, window) for number, text in enumerate(texts) for window in text.windows]
+    if windows and shape is not None:
+        windows += [(number, _PADDING_TOKEN) for number in range(len(texts), shape.texts)]
+    counts = [
+        len(text.windows) if rules.encoder_pooling == "cls" else text.encoder_tokens
+        for text in texts
+    ] + [1] * added
+    passes = _encoder_passes(
+        buffer, windows, len(texts) + added, rules.encoder_pooling, batch_tokens, rounding, shape
+    )
+    encoder_counts = buffer.add(np.array(counts, dtype=np.int64))
+    return HostBatch(
+        buffer.joined(),
+        len(texts),
+        prompt,
+        shape,
+        decoder,
+        tuple(passes),
+        encoder_counts,
+        pooled_rows,
+        pooled_offsets,
     )
 
 
 def pack(
     texts: Sequence[TokenizedText], rules: PackingRules, batch_tokens: int, device: torch.device
 ) -> PackedBatch:
-    """Lay texts end to end and move them to the device in one copy.
+    """Lay texts end to end and move them to a device in one copy.
 
     Args:
         texts: at least one.
@@ -143,79 +287,132 @@ def pack(
         batch_tokens: most tokens of one encoder pass.
         device: of the model.
     """
-    buffer = _Buffer()
-    round_up = device.type == "cpu"
-    sequences = [_marked(text, number, rules) for number, text in enumerate(texts)]
-    decoder = _add_sequences(buffer, sequences, round_up)
-    starts = (np.cumsum(decoder.lengths) - decoder.lengths)[: len(texts)]
+    rounding = rounding_for(device, deterministic=False)
+    batch = lay_out(texts, rules, batch_tokens, rounding)
+    return batch.on(torch.from_numpy(batch.buffer).to(device))
+
+
+def _marked(text: TokenizedText, number: int, rules: PackingRules, prompt_rows: int) -> np.ndarray:
+    """The decoder's ids of a text, with its own number in the batch where a context stands."""
+    token_ids: np.ndarray = text.token_ids[prompt_rows:].copy()
+    for entry in rules.context_entries:
+        token_ids[text.bounds[entry] - prompt_rows] = -1 - number
+    return token_ids
+
+
+def _rounding_fillers(sequences: list[np.ndarray], rounding: Rounding) -> list[int]:
+    """Lengths of sequences, none longer than a real one, that round the number of tokens up."""
+    lengths = [len(sequence) for sequence in sequences]
+    tokens = sum(lengths)
+    return _in_pieces(rounding.tokens(tokens) - tokens, max(lengths))
+
+
+def _shape_fillers(sequences: list[np.ndarray], tokens: int, longest: int) -> list[int]:
+    """Lengths of sequences, as many whatever is missing, that fill up to a number of tokens."""
+    pieces = _in_pieces(tokens - sum(len(sequence) for sequence in sequences), longest)
+    slots = -(-tokens // longest)
+    assert len(pieces) <= slots, (pieces, tokens, longest)
+    return pieces + [0] * (slots - len(pieces))
+
+
+def _in_pieces(tokens: int, longest: int) -> list[int]:
+    assert tokens >= 0, tokens
+    whole, rest = divmod(tokens, longest)
+    return [longest] * whole + [rest] * (rest > 0)
+
+
+def _add_sequences(
+    buffer: _Buffer, sequences: list[np.ndarray], fillers: list[int], prompt_rows: int = 0
+) -> _Sequences:
+    real = [len(sequence) for sequence in sequences]
+    sequences = [*sequences, *(np.zeros(length, dtype=np.int32) for length in fillers)]
+    lengths = np.array([*real, *fillers], dtype=np.int64)
+    cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
+    positions = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
+    return _Sequences(
+        buffer.add(np.concatenate(sequences)),
+        buffer.add(positions + prompt_rows),
+        buffer.add(cu_seqlens),
+        lengths,
+        len(fillers),
+        _add_keys(buffer, cu_seqlens, prompt_rows, len(fillers)) if prompt_rows else None,
+    )
+
+
+def _add_keys(buffer: _Buffer, cu_seqlens: np.ndarray, prompt_rows: int, fillers: int) -> _Keys:
+    """The keys of sequences that have some rows of a prompt before their own."""
+    lengths = np.diff(cu_seqlens) + prompt_rows
+    cu_keys = np.concatenate(([0], np.cumsum(lengths)))
+    place = np.arange(cu_keys[-1]) - np.repeat(cu_keys[:-1], lengths)
+    own = np.repeat(cu_seqlens[:-1], lengths) + place - prompt_rows
+    rows = np.where(place < prompt_rows, -1 - place, own)
+    return _Keys(buffer.add(rows), buffer.add(cu_keys), lengths, prompt_rows, fillers)
+
+
+def _pooled(
+    texts: Sequence[TokenizedText],
+    rules: PackingRules,
+    lengths: np.ndarray,
+    prompt_rows: int,
+    added: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pooled rows, and where each segment's begin; a text that fills up pools its one row."""
+    starts = np.cumsum(lengths) - lengths
     ranges = [
-        (start + first, start + end)
-        for start, text in zip(starts, texts, strict=True)
+        (start + first - prompt_rows, start + end - prompt_rows)
+        for start, text in zip(starts, texts, strict=False)
         for first, end in (rules.pooled_range(text, entry) for entry in rules.pooled)
+    ]
+    ranges += [
+        (start, start + 1)
+        for start in starts[len(texts) : len(texts) + added]
+        for _ in rules.pooled
     ]
     first, end = np.array(ranges, dtype=np.int64).T
     sizes = end - first
     offsets = np.concatenate(([0], np.cumsum(sizes)))
-    pooled_rows = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], sizes)
-
-    slices = [buffer.add(pooled_rows), buffer.add(offsets)]
-    passes = _encoder_passes(buffer, texts, rules.encoder_pooling, batch_tokens, round_up)
-    counts = [
-        len(text.windows) if rules.encoder_pooling == "cls" else text.encoder_tokens
-        for text in texts
-    ]
-    encoder_counts = buffer.add(np.array(counts, dtype=np.int64))
-
-    tensor = buffer.to(device)
-    return PackedBatch(
-        tensor,
-        decoder.view(tensor),
-        tuple(
-            EncoderInput(s.view(tensor), None if rows is None else tensor[rows], tensor[offsets])
-            for s, rows, offsets in passes
-        ),
-        tensor[encoder_counts],
-        *(tensor[part] for part in slices),
-    )
-
-
-def _marked(text: TokenizedText, number: int, rules: PackingRules) -> np.ndarray:
-    """The decoder's ids of a text, with its own number in the batch where a context stands."""
-    token_ids: np.ndarray = text.token_ids.copy()
-    for entry in rules.context_entries:
-        token_ids[text.bounds[entry]] = -1 - number
-    return token_ids
+    return np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], sizes), offsets
 
 
 def _encoder_passes(
     buffer: _Buffer,
-    texts: Sequence[TokenizedText],
+    windows: list[tuple[int, np.ndarray]],
+    texts: int,
     pooling: EncoderPooling,
     batch_tokens: int,
-    round_up: bool,
+    rounding: Rounding,
+    shape: BatchShape | None,
 ) -> list[tuple[_Sequences, slice | None, slice]]:
     """Windows of all texts, cut into passes of at most ``batch_tokens`` tokens."""
-    windows = [(number, window) for number, text in enumerate(texts) for window in text.windows]
     passes = []
     begin = 0
     while begin < len(windows):
-        end, tokens = begin, 0
-        while end < len(windows):
-            tokens += len(windows[end][1])
-            if end > begin and tokens > batch_tokens:
-                break
-            end += 1
+        end = len(windows) if shape is not None else _pass_end(windows, begin, batch_tokens)
         numbers = [number for number, _ in windows[begin:end]]
         chosen = [window for _, window in windows[begin:end]]
-        sequences = _add_sequences(buffer, chosen, round_up)
+        if shape is None:
+            fillers = _rounding_fillers(chosen, rounding)
+        else:
+            fillers = _shape_fillers(chosen, shape.encoder_tokens, shape.encoder_longest)
+        sequences = _add_sequences(buffer, chosen, fillers)
         lengths = sequences.lengths[: len(chosen)]
         rows: slice | None = None
         if pooling == "cls":
             rows = buffer.add(np.cumsum(lengths) - lengths)
             lengths = np.ones_like(lengths)
-        counts = np.zeros(len(texts), dtype=np.int64)
+        counts = np.zeros(texts, dtype=np.int64)
         np.add.at(counts, numbers, lengths)
         offsets = buffer.add(np.concatenate(([0], np.cumsum(counts))))
         passes.append((sequences, rows, offsets))
         begin = end
     return passes
+
+
+def _pass_end(windows: list[tuple[int, np.ndarray]], begin: int, batch_tokens: int) -> int:
+    end, tokens = begin, 0
+    while end < len(windows):
+        tokens += len(windows[end][1])
+        if end > begin and tokens > batch_tokens:
+            break
+        end += 1
+    return end

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Any
 
 import torch
 
 from c2v_engine.errors import BackendError, TextError
-from c2v_engine.model.causal2vec import PackedCausal2Vec
+from c2v_engine.model.checkpoint import Checkpoint
 from c2v_engine.model.pooling import OutputFormat
-from c2v_engine.runtime.packing import PackingRules, pack, split_by_tokens
+from c2v_engine.runtime.execution import Embedded, Execution, UnderWay
+from c2v_engine.runtime.options import default_batch_tokens
+from c2v_engine.runtime.packing import split_by_tokens
+from c2v_engine.runtime.runner import EncodeStats, Runner
+from c2v_engine.runtime.shared_prompt import SharedPrompt, find_shared_prompt
 from c2v_engine.runtime.tokenization import CheckpointTokenizer, TokenizedText
 
 # Texts that one call of the tokenizers takes: enough to keep their own threads busy, few enough
@@ -25,23 +31,6 @@ _WINDOW_CHARACTERS = 64 * 2**20
 
 
 @dataclass
-class EncodeStats:
-    """What has gone through an engine, growing as batches finish.
-
-    Attributes:
-        texts: texts embedded; equal ones of a window are computed once and counted each.
-        tokens: rows of the decoder that were computed.
-        encoder_tokens: tokens of the encoder that were computed.
-        batches: batches run.
-    """
-
-    texts: int = 0
-    tokens: int = 0
-    encoder_tokens: int = 0
-    batches: int = 0
-
-
-@dataclass
 class _Window:
     """Consecutive texts of the input, in the middle of being embedded."""
 
@@ -50,27 +39,81 @@ class _Window:
     # For each distinct text, where it stands in the window.
     places: list[list[int]]
     chunks: list[tuple[list[int], Future[list[TokenizedText]]]] = field(default_factory=list)
+    block: torch.Tensor | None = None
+    missing: int = 0
+
+    def __post_init__(self) -> None:
+        self.missing = self.size
+
+    def put(self, numbers: list[int], embeddings: torch.Tensor) -> int:
+        """Put the embeddings of distinct texts in their places; how many these are."""
+        if self.block is None:
+            self.block = embeddings.new_empty((self.size, embeddings.shape[1]))
+        places = [place for number in numbers for place in self.places[number]]
+        repeats = torch.tensor([len(self.places[number]) for number in numbers])
+        self.block[torch.tensor(places)] = embeddings.repeat_interleave(repeats, dim=0)
+        self.missing -= len(places)
+        return len(places)
+
+    def row_of(self, numbers: list[int]) -> int:
+        """The first row of the input at which one of these distinct texts stands."""
+        return self.first_row + min(min(self.places[number]) for number in numbers)
 
 
-class EmbeddingPipeline:
+@dataclass
+class _Batch:
+    """Distinct texts of a window that are computed together."""
+
+    window: _Window
+    numbers: list[int]
+    texts: list[TokenizedText]
+    prompt: tuple[int, ...]
+
+    def halves(self) -> list[_Batch]:
+        """The batch in two, each with half of its texts."""
+        middle = len(self.texts) // 2
+        parts = (slice(None, middle), slice(middle, None))
+        return [
+            _Batch(self.window, self.numbers[part], self.texts[part], self.prompt) for part in parts
+        ]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What the batches of one call share."""
+
+    prompt: str
+    shared: SharedPrompt
+    output: OutputFormat
+    report: Callable[[int], None] | None
+
+
+class EmbeddingPipeline(Runner):
     """Runs a model over texts.
 
     Args:
-        model: on its device.
+        checkpoint: of the model.
+        execution: likewise.
         tokenizer: of its checkpoint.
-        device: of the model.
+        share_prompts: whether rows of a prompt that all texts begin with are computed once.
+
+    Attributes:
+        stats: what has gone through.
     """
 
     def __init__(
-        self, model: PackedCausal2Vec, tokenizer: CheckpointTokenizer, device: torch.device
+        self,
+        checkpoint: Checkpoint,
+        execution: Execution,
+        tokenizer: CheckpointTokenizer,
+        share_prompts: bool = True,
     ) -> None:
-        self._model = model
+        self.checkpoint = checkpoint
+        self._execution = execution
         self._tokenizer = tokenizer
-        self._device = device
-        config = model.config
-        template = config.parsed_template
-        pooling = config.encoder.pooling if config.encoder is not None else "mean"
-        self._rules = PackingRules.from_template(template, pooling)
+        # Without the causal mask a prompt's rows see the text.
+        config = execution.model.config
+        self._share_prompts = share_prompts and config.attention == "causal"
         self._threads = max(1, min(4, (os.cpu_count() or 1) // 2))
         self.stats = EncodeStats()
         self._process = os.getpid()
@@ -79,24 +122,16 @@ class EmbeddingPipeline:
         self,
         texts: Iterable[str],
         prompt: str,
-        batch_tokens: int,
+        batch_tokens: int | None,
         output: OutputFormat,
         report: Callable[[int], None] | None = None,
     ) -> Iterator[torch.Tensor]:
-        """Embed texts of any number, in order, with bounded memory.
+        """See the base class; up to two windows are read ahead of what is returned.
 
-        Args:
-            texts: any iterable; read up to two windows ahead of what is returned.
-            prompt: of all of them.
-            batch_tokens: most rows of a batch.
-            output: the format of the embeddings.
-            report: called with the number of texts of each batch that is done.
-
-        Yields:
-            Blocks of embeddings on the CPU, ``[texts, columns]``, in the order of the input.
+        A batch that does not fit in the device's memory is cut in two, and later ones are no
+        larger.
 
         Raises:
-            TextError: a text that can not be embedded, or whose embedding is not finite.
             BackendError: this is a forked copy of the process that loaded the model.
         """
         if os.getpid() != self._process:
@@ -104,22 +139,164 @@ class EmbeddingPipeline:
                 "this model was loaded in another process, and torch's threads do not survive a "
                 "fork: load it in each process, or start them with the spawn method"
             )
+        if output.ranges is not None:
+            output = replace(output, ranges=output.ranges.to(self.checkpoint.placement.device))
+        call = _Call(prompt, self._shared_prompt(prompt), output, report)
+        if batch_tokens is None:
+            batch_tokens = default_batch_tokens(self.checkpoint.model)
+        budget = _Budget(batch_tokens)
         executor = ThreadPoolExecutor(self._threads, thread_name_prefix="c2v-tokenize")
+        flights: deque[tuple[_Batch, UnderWay]] = deque()
         try:
-            windows = self._windows(iter(texts), prompt, executor)
-            window = next(windows, None)
-            while window is not None:
+            batches = self._batches(iter(texts), call, budget, executor)
+            while True:
                 failure: Exception | None = None
                 try:
-                    following = next(windows, None)
+                    batch = next(batches, None)
                 except Exception as error:  # of the input, after texts that are good
-                    following, failure = None, error
-                yield self._embed(window, batch_tokens, output, report)
-                if failure is not None:
-                    raise failure
-                window = following
+                    batch, failure = None, error
+                if batch is None:
+                    yield from self._collected(flights, call, 0)
+                    if failure is not None:
+                        raise failure
+                    return
+                yield from self._launched(batch, call, budget, flights)
+                yield from self._collected(flights, call, self._execution.ahead)
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
+
+    def info(self) -> dict[str, str]:
+        """Where and how the model runs, for people: names and plain values."""
+        model, placement = self.checkpoint.model, self.checkpoint.placement
+        dtype = str(placement.dtype).removeprefix("torch.")
+        decoder, description = model.decoder, self.checkpoint.description
+        lines = {
+            "decoder": _describe(
+                description.decoder_config, decoder.num_parameters(), decoder.embed_tokens
+            ),
+        }
+        if model.context is not None:
+            encoder = model.context.encoder
+            lines["encoder"] = _describe(
+                description.encoder_config, encoder.num_parameters(), encoder.word_embeddings
+            )
+        lines |= {
+            "device": str(placement.device),
+            "dtype": dtype if placement.weights == "dtype" else f"{placement.weights}, {dtype}",
+            "attention backend": model.attention.name,
+        }
+        if model.context is not None:
+            lines["encoder attention backend"] = model.context.attention.name
+        return lines
+
+    def close(self) -> None:
+        """Nothing has to be ended."""
+
+    def _shared_prompt(self, prompt: str) -> SharedPrompt:
+        if not self._share_prompts:
+            return SharedPrompt((), self._execution.rules)
+        decoder = self._tokenizer.decoder
+        return find_shared_prompt(
+            self._execution.model.config.parsed_template,
+            self._execution.rules,
+            prompt,
+            decoder.token_ids,
+            decoder.single_id,
+        )
+
+    def _launched(
+        self,
+        batch: _Batch,
+        call: _Call,
+        budget: _Budget,
+        flights: deque[tuple[_Batch, UnderWay]],
+    ) -> Iterator[torch.Tensor]:
+        """Launch a batch; where it does not fit in memory, its halves, after all before it."""
+        waiting = [batch]
+        while waiting:
+            batch = waiting.pop(0)
+            under_way = self._try(batch, call, budget)
+            if under_way is not None:
+                flights.append((batch, under_way))
+                continue
+            yield from self._collected(flights, call, 0)
+            self._execution.out_of_memory()
+            under_way = self._try(batch, call, budget)
+            if under_way is not None:
+                flights.append((batch, under_way))
+            elif len(batch.texts) > 1:
+                waiting[:0] = batch.halves()
+                budget.tokens = min(budget.tokens, max(_rows(half) for half in waiting[:2]))
+            else:
+                text = batch.texts[0]
+                raise TextError(
+                    batch.window.row_of(batch.numbers),
+                    f"its {len(text.token_ids)} decoder rows and {text.encoder_tokens} encoder "
+                    "tokens do not fit in the device's memory, even alone: lower max_length in the "
+                    "checkpoint's config, or take a smaller dtype or another device",
+                )
+
+    def _try(self, batch: _Batch, call: _Call, budget: _Budget) -> UnderWay | None:
+        """Launch a batch; None where it does not fit in memory."""
+        try:
+            return self._execution.launch(batch.texts, call.output, budget.tokens, batch.prompt)
+        except torch.OutOfMemoryError:
+            return None
+
+    def _collected(
+        self, flights: deque[tuple[_Batch, UnderWay]], call: _Call, most: int
+    ) -> Iterator[torch.Tensor]:
+        """Wait for the oldest batches until so many are left; the windows that are whole."""
+        while len(flights) > most:
+            batch, under_way = flights.popleft()
+            self._collect(batch, under_way.result(), call)
+            window = batch.window
+            if not window.missing:
+                assert window.block is not None
+                yield window.block
+
+    def _collect(self, batch: _Batch, embedded: Embedded, call: _Call) -> None:
+        embeddings, finite = embedded.embeddings, torch.isfinite(embedded.norms)
+        output = call.output
+        if output.precision == "float16" and not output.normalize:
+            # A finite float32 vector may still be too large for float16.
+            finite &= torch.isfinite(embeddings).all(dim=1)
+        if not finite.all():
+            bad = [batch.numbers[i] for i in torch.nonzero(~finite).flatten().tolist()]
+            reason = "its embedding is not finite: weights hold NaN, or dtype or precision overflow"
+            raise TextError(batch.window.row_of(bad), reason)
+        count = batch.window.put(batch.numbers, embeddings)
+        self.stats.texts += count
+        self.stats.tokens += _rows(batch)
+        self.stats.encoder_tokens += sum(text.encoder_tokens for text in batch.texts)
+        self.stats.batches += 1
+        if call.report is not None:
+            call.report(count)
+
+    def _batches(
+        self,
+        texts: Iterator[str],
+        call: _Call,
+        budget: _Budget,
+        executor: ThreadPoolExecutor,
+    ) -> Iterator[_Batch]:
+        """The batches of all windows, each as soon as enough of its texts are tokenised.
+
+        While the batches of a window are computed the next one is read and tokenised. Where the
+        input fails, what was good before that comes first.
+        """
+        windows = self._windows(texts, call.prompt, executor)
+        window = next(windows, None)
+        while window is not None:
+            failure: Exception | None = None
+            try:
+                following = next(windows, None)
+            except Exception as error:
+                following, failure = None, error
+            yield from self._window_batches(window, call, budget)
+            if failure is not None:
+                raise failure
+            window = following
 
     def _windows(
         self, texts: Iterator[str], prompt: str, executor: ThreadPoolExecutor
@@ -142,71 +319,67 @@ class EmbeddingPipeline:
             yield window
             first_row += len(window_texts)
 
-    def _embed(
-        self,
-        window: _Window,
-        batch_tokens: int,
-        output: OutputFormat,
-        report: Callable[[int], None] | None,
-    ) -> torch.Tensor:
-        """The window's embeddings, in order."""
-        block: torch.Tensor | None = None
-        for numbers, texts in self._batches(window, batch_tokens):
-            embeddings = self._run_batch(window, numbers, texts, batch_tokens, output)
-            if block is None:
-                block = embeddings.new_empty((window.size, embeddings.shape[1]))
-            places = [place for number in numbers for place in window.places[number]]
-            repeats = torch.tensor([len(window.places[number]) for number in numbers])
-            block[torch.tensor(places)] = embeddings.repeat_interleave(repeats, dim=0)
-            self.stats.texts += len(places)
-            if report is not None:
-                report(len(places))
-        assert block is not None
-        return block
-
-    def _batches(
-        self, window: _Window, batch_tokens: int
-    ) -> Iterator[tuple[list[int], list[TokenizedText]]]:
-        """Batches of distinct texts, as soon as enough of them are tokenised."""
-        numbers: list[int] = []
-        texts: list[TokenizedText] = []
-        for last, (chunk_numbers, future) in _mark_last(window.chunks):
+    def _window_batches(self, window: _Window, call: _Call, budget: _Budget) -> Iterator[_Batch]:
+        """Batches of distinct texts; those that begin with the shared prompt apart from others."""
+        gathered = {True: _Gathered(window, call.shared.token_ids), False: _Gathered(window, ())}
+        for last, (numbers, future) in _mark_last(window.chunks):
             try:
-                texts += future.result()
+                texts = future.result()
             except TextError as error:
-                row = window.first_row + min(window.places[chunk_numbers[error.row]])
-                raise TextError(row, error.reason) from None
-            numbers += chunk_numbers
-            batches = list(split_by_tokens(texts, batch_tokens))
-            # The last batch may be short of texts that the next chunk has.
-            for batch in batches if last else batches[:-1]:
-                yield [numbers[i] for i in batch], [texts[i] for i in batch]
-            kept = [] if last else batches[-1]
-            numbers, texts = [numbers[i] for i in kept], [texts[i] for i in kept]
+                raise TextError(window.row_of([numbers[error.row]]), error.reason) from None
+            for number, text in zip(numbers, texts, strict=True):
+                gathered[call.shared.begins(text)].add(number, text)
+            for part in gathered.values():
+                yield from part.batches(budget, last)
 
-    def _run_batch(
-        self,
-        window: _Window,
-        numbers: list[int],
-        texts: Sequence[TokenizedText],
-        batch_tokens: int,
-        output: OutputFormat,
-    ) -> torch.Tensor:
-        batch = pack(texts, self._rules, batch_tokens, self._device)
-        embeddings, norms = self._model.forward(batch, output)
-        embeddings, finite = embeddings.cpu(), torch.isfinite(norms.cpu())
-        if output.precision == "float16" and not output.normalize:
-            # A finite float32 vector may still be too large for float16.
-            finite &= torch.isfinite(embeddings).all(dim=1)
-        if not finite.all():
-            bad = [numbers[i] for i in torch.nonzero(~finite).flatten().tolist()]
-            row = window.first_row + min(min(window.places[number]) for number in bad)
-            reason = "its embedding is not finite: weights hold NaN, or dtype or precision overflow"
-            raise TextError(row, reason)
-        self.stats.tokens += sum(len(text.token_ids) for text in texts)
-        self.stats.encoder_tokens += sum(text.encoder_tokens for text in texts)
-        self.stats.batches += 1
-        return embeddings
+
+@dataclass
+class _Budget:
+    """Most rows of a batch; falls where memory runs out."""
+
+    tokens: int
+
+
+class _Gathered:
+    """Tokenised texts of a window that wait for their batch.
+
+    Args:
+        window: that they are of.
+        prompt: the rows that all of them begin with and that are computed once.
+    """
+
+    def __init__(self, window: _Window, prompt: tuple[int, ...]) -> None:
+        self._window = window
+        self._prompt = prompt
+        self._numbers: list[int] = []
+        self._texts: list[TokenizedText] = []
+
+    def add(self, number: int, text: TokenizedText) -> None:
+        self._numbers.append(number)
+        self._texts.append(text)
+
+    def batches(self, budget: _Budget, last: bool) -> Iterator[_Batch]:
+        """Whole batches; the last one stays, for texts to come may have room in it."""
+        batches = list(split_by_tokens(self._texts, budget.tokens, len(self._prompt)))
+        for batch in batches if last else batches[:-1]:
+            numbers, texts = self._chosen(batch)
+            yield _Batch(self._window, numbers, texts, self._prompt)
+        self._numbers, self._texts = self._chosen([] if last or not batches else batches[-1])
+
+    def _chosen(self, places: list[int]) -> tuple[list[int], list[TokenizedText]]:
+        return [self._numbers[i] for i in places], [self._texts[i] for i in places]
+
+
+def _describe(config: Any, parameters: int, embeddings: torch.Tensor) -> str:
+    return (
+        f"{config.model_type}, {config.num_hidden_layers} layers, {config.hidden_size} wide, "
+        f"{parameters / 1e6:.1f} M parameters + {embeddings.numel() / 1e6:.1f} M embeddings"
+    )
+
+
+def _rows(batch: _Batch) -> int:
+    """Rows of the decoder that a batch computes."""
+    return sum(len(text.token_ids) - len(batch.prompt) for text in batch.texts)
 
 
 def _take_window(texts: Iterator[object], first_row: int) -> list[str]:

@@ -63,11 +63,21 @@ class DecoderTokenizer:
         self._formats = template.formats
         self._single_rows = template.single_rows
         ids = {BOS: bos_id, EOS: eos_id, CONTEXT: 0}
+        self._ids = {kind: number for kind, number in ids.items() if number is not None}
         self._single_ids = [
-            None if entry.format is not None else np.array([ids[entry.kind]], dtype=np.int32)
+            None if entry.format is not None else np.array([self._ids[entry.kind]], dtype=np.int32)
             for entry in template.entries
         ]
         self._cutter = PrefixCutter(tokenizer)
+
+    def single_id(self, kind: str) -> int:
+        """The id of ``<bos>`` or ``<eos>``, where the template has it."""
+        return self._ids[kind]
+
+    def token_ids(self, strings: Sequence[str]) -> list[list[int]]:
+        """Token ids of strings, without special tokens."""
+        encodings = self._tokenizer.encode_batch_fast(list(strings), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def __call__(
         self, texts: Sequence[str], prompt: str
@@ -253,6 +263,11 @@ class CheckpointTokenizer:
             backend = plain_backend(load_fast_tokenizer(folder))
             check_vocabulary(backend, encoder_vocab_size or 0, folder)
             self._encoder = EncoderTokenizer(backend, config.encoder)
+
+    @property
+    def decoder(self) -> DecoderTokenizer:
+        """The decoder's."""
+        return self._decoder
 
     def __call__(self, texts: Sequence[str], prompt: str) -> list[TokenizedText]:
         """Tokenise texts for both models.

@@ -42,7 +42,7 @@ def cosines(engine, truth):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_every_usable_backend_agrees_with_the_float32_reference(checkpoint, reference, name, dtype):
     decoder = Causal2Vec.from_pretrained(checkpoint(RECIPE), device="cpu")
-    head_dim = decoder._checkpoint.model.decoder.shape.head_dim
+    head_dim = decoder._runner.checkpoint.model.decoder.shape.head_dim
     reason = BACKENDS[name].why_not(torch.device("cuda"), getattr(torch, dtype), head_dim)
     if reason is not None:
         pytest.skip(reason)

@@ -6,6 +6,8 @@ values near 1; 1e-5 lets that pass and no mistake, which would show in the first
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ from c2v_engine.model.attention.packed_triton import PackedTritonAttention
 from c2v_engine.model.attention.sdpa import SdpaAttention
 from c2v_engine.model.attention.select import BACKENDS, select_attention
 from c2v_engine.model.attention.varlen import VarlenBackend
-from c2v_engine.model.packed_batch import PackedSequences
+from c2v_engine.model.packed_batch import KeySequences, PackedSequences
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5
@@ -238,16 +240,50 @@ def test_padding_stays_within_its_bound():
     """Long and short sequences must not be padded to one length."""
     lengths = [500, 10, 9, 490, 10, 480]
     plan = SdpaAttention().plan(packed(lengths), AttentionMask(True))
-    padded = sum(group.count * group.length for group in plan.groups)
+    padded = plan.groups[-1].queries.stop
     assert sum(lengths) <= padded <= sum(lengths) / 0.85
     assert sum(group.count for group in plan.groups) == len(lengths)
 
 
 def test_sequences_of_one_length_are_not_moved():
     plan = SdpaAttention().plan(packed([8, 8, 8]), AttentionMask(True))
-    assert plan.gather is None
-    assert plan.scatter is None
-    assert [(group.count, group.length) for group in plan.groups] == [(3, 8)]
+    for padding in (plan.queries, plan.keys):
+        assert padding.gather is None
+        assert padding.scatter is None
+    [group] = plan.groups
+    assert (group.count, group.queries, group.keys) == (3, slice(0, 24), slice(0, 24))
+
+
+# --- behind a shared prompt -----------------------------------------------------------------------
+
+
+def behind_prompt(lengths, prompt_rows):
+    """Packed sequences whose keys have some rows of a prompt before their own."""
+    own, longer = packed(lengths), packed([n + prompt_rows for n in lengths])
+    keys = KeySequences(longer.token_ids, longer.cu_seqlens, longer.lengths, prompt_rows)
+    return replace(own, keys=keys)
+
+
+@each_backend
+@each_batch
+@each_mask
+@pytest.mark.parametrize("prompt_rows", [1, 9, 40])
+def test_queries_behind_a_prompt_are_the_last_of_longer_sequences(
+    backend, lengths, mask, prompt_rows
+):
+    whole = [n + prompt_rows for n in lengths]
+    query, key, value = projections(whole, 6, 2, 20)
+    expected = plain(query, key, value, whole, mask, 0.3)
+    ends = np.cumsum(whole)
+    last = np.concatenate([np.arange(e - n, e) for e, n in zip(ends, lengths, strict=True)])
+    sequences = behind_prompt(lengths, prompt_rows)
+    actual = backend.attend(query[last], key, value, backend.plan(sequences, mask), 0.3)
+    np.testing.assert_allclose(actual.double(), expected[last], rtol=0, atol=TOLERANCE)
+    rows = first_middle_last(lengths)
+    places = sequences.keys.places(rows)
+    plan = backend.plan_rows(sequences.keys, places, mask)
+    chosen = backend.attend_rows(query[places.long()], key, value, plan, 0.3)
+    np.testing.assert_allclose(chosen.double(), expected[places.long()], rtol=0, atol=TOLERANCE)
 
 
 @each_backend

@@ -63,22 +63,22 @@ def test_a_gpu_that_is_not_there_is_refused(name, gpus):
 def test_auto_dtype_on_a_cpu_is_bfloat16_only_where_stored_and_fast(monkeypatch, has):
     monkeypatch.setattr(device_module, "cpu_has_bfloat16", lambda: has)
     expected = torch.bfloat16 if has else torch.float32
-    assert resolve_dtype("auto", CPU, torch.bfloat16) == expected
-    assert resolve_dtype("auto", CPU, torch.float32) == torch.float32
-    assert resolve_dtype("auto", CPU, torch.float16) == torch.float32
+    assert resolve_dtype("auto", CPU, torch.bfloat16)[0] == expected
+    assert resolve_dtype("auto", CPU, torch.float32) == (torch.float32, "dtype")
+    assert resolve_dtype("auto", CPU, torch.float16) == (torch.float32, "dtype")
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
 def test_auto_dtype_on_cuda_is_half_precision(gpus, stored):
     gpus(1, bfloat16=True)
-    assert resolve_dtype("auto", CUDA, stored) == torch.bfloat16
+    assert resolve_dtype("auto", CUDA, stored) == (torch.bfloat16, "dtype")
     gpus(1, bfloat16=False)
-    assert resolve_dtype("auto", CUDA, stored) == torch.float16
+    assert resolve_dtype("auto", CUDA, stored) == (torch.float16, "dtype")
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
 def test_a_dtype_is_taken_by_its_name(name):
-    assert resolve_dtype(name, CPU, torch.float32) == getattr(torch, name)
+    assert resolve_dtype(name, CPU, torch.float32) == (getattr(torch, name), "dtype")
 
 
 @pytest.mark.parametrize("name", ["float64", "int8", "half", "torch.float32", "", None])

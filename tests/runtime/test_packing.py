@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from c2v_engine.model.template import Template
-from c2v_engine.runtime.packing import PackingRules, pack, split_by_tokens
+from c2v_engine.runtime.packing import PackingRules, lay_out, pack, split_by_tokens
 from c2v_engine.runtime.tokenization import TokenizedText
 
 CPU = torch.device("cpu")
@@ -211,7 +211,7 @@ def test_windows_are_cut_into_passes_that_keep_the_budget(windows, batch_tokens,
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_windows_in_several_passes_give_the_embedding_of_one(engine, monkeypatch, pooling):
     """One long text beside short ones, read in so many windows that they exceed the budget."""
-    from c2v_engine.runtime import pipeline
+    from c2v_engine.runtime import execution
 
     recipe = Recipe(overflow="windows", encoder_max_length=11, encoder_pooling=pooling)
     model = engine(recipe)
@@ -219,11 +219,11 @@ def test_windows_in_several_passes_give_the_embedding_of_one(engine, monkeypatch
     passes = []
 
     def counting(*arguments):
-        batch = pack(*arguments)
-        passes.append(len(batch.encoder))
+        batch = lay_out(*arguments)
+        passes.append(len(batch.on(torch.from_numpy(batch.buffer)).encoder))
         return batch
 
-    monkeypatch.setattr(pipeline, "pack", counting)
+    monkeypatch.setattr(execution, "lay_out", counting)
     whole = model.encode(texts, batch_tokens=100_000)
     assert passes == [1]
     passes.clear()
@@ -243,11 +243,11 @@ def test_rounded_batches_give_what_small_ones_give(engine, pooling):
 
 
 def test_large_batches_have_few_sizes_and_small_ones_their_own():
-    from c2v_engine.model.rounding import rounded_pooled, rounded_tokens
+    from c2v_engine.model.rounding import FewSizes
 
-    assert [rounded_tokens(n) for n in (1, 12, 1023, 1024, 1025, 8192)] == [
+    assert [FewSizes().tokens(n) for n in (1, 12, 1023, 1024, 1025, 8192)] == [
         1, 12, 1023, 1024, 1088, 8192,
     ]  # fmt: skip
-    assert len({rounded_tokens(n) for n in range(4097, 8193)}) == 16
-    assert all(n <= rounded_tokens(n) <= n * 1.0625 for n in range(1024, 20_000))
-    assert all(n <= rounded_pooled(n) <= n * 1.25 for n in range(16, 5_000))
+    assert len({FewSizes().tokens(n) for n in range(4097, 8193)}) == 16
+    assert all(n <= FewSizes().tokens(n) <= n * 1.0625 for n in range(1024, 20_000))
+    assert all(n <= FewSizes().pooled(n) <= n * 1.25 for n in range(16, 5_000))

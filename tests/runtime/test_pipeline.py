@@ -11,8 +11,8 @@ import torch
 from checkpoints import Recipe, corpus
 
 from c2v_engine.errors import TextError
-from c2v_engine.runtime import pipeline
-from c2v_engine.runtime.packing import pack
+from c2v_engine.runtime import execution, pipeline
+from c2v_engine.runtime.packing import lay_out
 
 WORDS = " ".join(corpus()).split()
 TEXTS = [" ".join(WORDS[n : n + (n * 7) % 23]) for n in range(64)]
@@ -165,9 +165,9 @@ def test_batches_keep_the_budget_over_chunks(model, monkeypatch, batch_tokens, c
 
     def recording(texts, *arguments):
         batches.append([(len(text.token_ids), text.encoder_tokens) for text in texts])
-        return pack(texts, *arguments)
+        return lay_out(texts, *arguments)
 
-    monkeypatch.setattr(pipeline, "pack", recording)
+    monkeypatch.setattr(execution, "lay_out", recording)
     model.encode(TEXTS, batch_tokens=batch_tokens)
     assert sum(map(len, batches)) == len(set(TEXTS))
     for batch in batches:

@@ -10,7 +10,7 @@ import torch
 
 from c2v_engine.kernels._triton import triton_serves
 from c2v_engine.kernels.packed_attention import MAX_HEAD_DIM, packed_attention
-from c2v_engine.model.packed_batch import PackedSequences
+from c2v_engine.model.packed_batch import KeySequences, PackedSequences
 
 
 @dataclass(frozen=True)
@@ -44,30 +44,51 @@ class PackedPlan:
     """Arguments that the layers of a batch share.
 
     Attributes:
-        cu_seqlens: int32 ``[sequences + 1]`` on the device.
-        max_seqlen: on the host.
+        cu_seqlens: int32 ``[sequences + 1]`` on the device: of keys.
+        max_seqlen: on the host: of keys.
         mask: without a window that nothing reaches.
-        rows: int32 ``[rows]``: packed rows of the queries; None where every row is one.
-        bounds: int32 ``[2, tokens]``: where each row's sequence begins and ends, or None.
+        cu_seqlens_q: likewise of queries, the last rows of their keys' sequence; None where every
+            key has a query.
+        max_seqlen_q: likewise.
+        rows: int32 ``[rows]``: packed rows of the queries' keys; None where all rows are queries.
+        bounds: of ``row_bounds``, or None.
     """
 
     cu_seqlens: torch.Tensor
     max_seqlen: int
     mask: AttentionMask
+    cu_seqlens_q: torch.Tensor | None = None
+    max_seqlen_q: int = 0
     rows: torch.Tensor | None = None
     bounds: torch.Tensor | None = None
 
     @classmethod
     def of(
-        cls,
-        sequences: PackedSequences,
-        mask: AttentionMask,
-        rows: torch.Tensor | None = None,
-        bounds: torch.Tensor | None = None,
+        cls, sequences: PackedSequences, mask: AttentionMask, bounds: torch.Tensor | None = None
     ) -> PackedPlan:
-        """The plan for packed sequences."""
-        longest = sequences.max_seqlen
-        return cls(sequences.cu_seqlens, longest, mask.for_length(longest), rows, bounds)
+        """The plan for all rows of packed sequences."""
+        keys, longest = sequences.attended, sequences.attended.max_seqlen
+        return cls(
+            keys.cu_seqlens,
+            longest,
+            mask.for_length(longest),
+            None if sequences.keys is None else sequences.cu_seqlens,
+            sequences.max_seqlen,
+            bounds=bounds,
+        )
+
+    @classmethod
+    def of_rows(
+        cls, keys: PackedSequences | KeySequences, rows: torch.Tensor, mask: AttentionMask
+    ) -> PackedPlan:
+        """The plan for chosen rows."""
+        longest = keys.max_seqlen
+        return cls(keys.cu_seqlens, longest, mask.for_length(longest), rows=rows)
+
+    @property
+    def query_cu_seqlens(self) -> torch.Tensor:
+        """Of the queries, whether or not they are fewer than the keys."""
+        return self.cu_seqlens if self.cu_seqlens_q is None else self.cu_seqlens_q
 
 
 def attend_packed(
@@ -85,6 +106,7 @@ def attend_packed(
         scale=scale,
         query_rows=plan.rows,
         row_bounds=plan.bounds,
+        **({} if plan.cu_seqlens_q is None else {"cu_seqlens_q": plan.cu_seqlens_q}),
         validate=False,  # the packing made the offsets; reading them would wait for the device
     )
 
@@ -94,25 +116,38 @@ class RowsPlan:
     """Chosen rows of packed sequences, for whatever can attend from them.
 
     Attributes:
-        sequences: the packed sequences.
-        rows: int32 ``[rows]``: packed rows of the queries, as many of every sequence.
+        keys: the packed sequences that they attend to.
+        rows: int32 ``[rows]``: where the queries' own keys stand, as many of every sequence.
         mask: what a query sees.
     """
 
-    sequences: PackedSequences
+    keys: PackedSequences | KeySequences
     rows: torch.Tensor
     mask: AttentionMask
 
 
 class AttentionBackend(ABC):
-    """One way to compute softmax(Q K^T * scale + mask) V over packed sequences."""
+    """One way to compute softmax(Q K^T * scale + mask) V over packed sequences.
+
+    Attributes:
+        name: that ``attention=`` takes.
+        capturable: whether a CUDA graph can hold it: its launches depend on no length but the
+            longest.
+        max_keys: most key rows that ``attend_rows`` gathers at a time where PyTorch serves it.
+    """
 
     name: ClassVar[str]
+    capturable: bool = False
+    max_keys: int = 16384
 
     @classmethod
     @abstractmethod
     def why_not(cls, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """Why this backend can not serve here, or None where it can."""
+
+    def make_deterministic(self) -> str | None:
+        """Have a row's result depend on nothing but its sequence, to the bit; or say why not."""
+        return "what a row gives may depend on the batch around it"
 
     @abstractmethod
     def plan(self, sequences: PackedSequences, mask: AttentionMask) -> Any:
@@ -126,7 +161,7 @@ class AttentionBackend(ABC):
 
         Args:
             query: ``[tokens, heads, D]``.
-            key: ``[tokens, kv_heads, D]``.
+            key: ``[keys, kv_heads, D]``: of the tokens, or of the longer ``sequences.keys``.
             value: likewise.
             plan: what ``plan`` gave for these sequences.
             scale: factor of the logits.
@@ -135,16 +170,18 @@ class AttentionBackend(ABC):
             ``[tokens, heads, D]``.
         """
 
-    def plan_rows(self, sequences: PackedSequences, rows: torch.Tensor, mask: AttentionMask) -> Any:
+    def plan_rows(
+        self, keys: PackedSequences | KeySequences, rows: torch.Tensor, mask: AttentionMask
+    ) -> Any:
         """Work out what ``attend_rows`` needs.
 
         Args:
-            sequences: the packed sequences.
-            rows: int32 ``[rows]``: packed rows of the queries, as many of every sequence, sequence
-                by sequence.
+            keys: the packed sequences that are attended to.
+            rows: int32 ``[rows]``: where the queries' own keys stand, as many of every sequence,
+                sequence by sequence.
             mask: what a query sees.
         """
-        return RowsPlan(sequences, rows, mask)
+        return RowsPlan(keys, rows, mask)
 
     def attend_rows(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: Any, scale: float
@@ -165,9 +202,10 @@ class AttentionBackend(ABC):
         """
         assert isinstance(plan, RowsPlan)
         if triton_serves(query.device) and query.shape[-1] <= MAX_HEAD_DIM:
-            packed = PackedPlan.of(plan.sequences, plan.mask, plan.rows)
+            packed = PackedPlan.of_rows(plan.keys, plan.rows, plan.mask)
             return attend_packed(query, key, value, packed, scale)
-        return RowQueries(plan.sequences, plan.rows, plan.mask).attend(query, key, value, scale)
+        queries = RowQueries(plan.keys, plan.rows, plan.mask, self.max_keys)
+        return queries.attend(query, key, value, scale)
 
 
 class RowQueries:
@@ -185,7 +223,7 @@ class RowQueries:
 
     def __init__(
         self,
-        sequences: PackedSequences,
+        sequences: PackedSequences | KeySequences,
         rows: torch.Tensor,
         mask: AttentionMask,
         max_keys: int = 16384,

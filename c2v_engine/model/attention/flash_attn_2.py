@@ -7,13 +7,22 @@ from typing import ClassVar
 import torch
 
 from c2v_engine.model.attention.base import PackedPlan
-from c2v_engine.model.attention.varlen import VarlenBackend, why_not_importable
+from c2v_engine.model.attention.varlen import (
+    NEVER_SINGLE,
+    VarlenBackend,
+    why_not_importable,
+)
 
 
 class FlashAttention2(VarlenBackend):
     """``flash_attn.flash_attn_varlen_func``."""
 
     name: ClassVar[str] = "flash_attn_2"
+
+    def make_deterministic(self) -> str | None:
+        """Blocks begin where a sequence does, and no two programs share its keys."""
+        self.shortest = NEVER_SINGLE
+        return None
 
     @classmethod
     def why_not_installed(cls) -> str | None:
@@ -36,9 +45,9 @@ class FlashAttention2(VarlenBackend):
             query,
             key,
             value,
-            cu_seqlens_q=plan.cu_seqlens,
+            cu_seqlens_q=plan.query_cu_seqlens,
             cu_seqlens_k=plan.cu_seqlens,
-            max_seqlen_q=plan.max_seqlen,
+            max_seqlen_q=plan.max_seqlen_q,
             max_seqlen_k=plan.max_seqlen,
             softmax_scale=scale,
             causal=plan.mask.causal,

@@ -126,6 +126,8 @@ class MeasuredAttention(AttentionBackend):
     def __init__(self, steps: Mapping[bool, Sequence[Step]], otherwise: AttentionBackend) -> None:
         self._steps = steps
         self._otherwise = otherwise
+        chosen = [otherwise, *(step.backend for found in steps.values() for step in found)]
+        self.capturable = all(backend.capturable for backend in chosen)
 
     @classmethod
     def why_not(cls, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:

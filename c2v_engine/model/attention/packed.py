@@ -12,7 +12,7 @@ from c2v_engine.model.attention.base import (
     PackedPlan,
     attend_packed,
 )
-from c2v_engine.model.packed_batch import PackedSequences
+from c2v_engine.model.packed_batch import KeySequences, PackedSequences
 
 
 class PackedBackend(AttentionBackend):
@@ -34,10 +34,10 @@ class PackedBackend(AttentionBackend):
         return attend_packed(query, key, value, plan, scale)
 
     def plan_rows(
-        self, sequences: PackedSequences, rows: torch.Tensor, mask: AttentionMask
+        self, keys: PackedSequences | KeySequences, rows: torch.Tensor, mask: AttentionMask
     ) -> PackedPlan:
         """See the base class."""
-        return PackedPlan.of(sequences, mask, rows)
+        return PackedPlan.of_rows(keys, rows, mask)
 
     def attend_rows(
         self,

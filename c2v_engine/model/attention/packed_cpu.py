@@ -16,6 +16,10 @@ class PackedCpuAttention(PackedBackend):
 
     name: ClassVar[str] = "packed_cpu"
 
+    def make_deterministic(self) -> str | None:
+        """It always is."""
+        return None
+
     @classmethod
     def why_not(cls, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """It needs a CPU, the extension, float32 or bfloat16 and heads of at most 256."""

@@ -19,6 +19,11 @@ class PackedTritonAttention(PackedBackend):
     """``c2v_engine.kernels.packed_attention`` by its Triton kernels."""
 
     name: ClassVar[str] = "packed_triton"
+    capturable = True
+
+    def make_deterministic(self) -> str | None:
+        """Its blocks of keys begin where tiles of the whole batch do."""
+        return "it adds a sequence's keys up in blocks that depend on what stands before it"
 
     @classmethod
     def why_not(cls, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
@@ -39,5 +44,7 @@ class PackedTritonAttention(PackedBackend):
 
     def plan(self, sequences: PackedSequences, mask: AttentionMask) -> PackedPlan:
         """The bounds of every row are worked out here, once for all layers."""
-        bounds = row_bounds(sequences.cu_seqlens, sequences.num_tokens)
-        return PackedPlan.of(sequences, mask, bounds=bounds)
+        keys = sequences.attended
+        cu_seqlens_q = None if sequences.keys is None else sequences.cu_seqlens
+        bounds = row_bounds(keys.cu_seqlens, keys.num_tokens, cu_seqlens_q)  # type: ignore
+        return PackedPlan.of(sequences, mask, bounds)

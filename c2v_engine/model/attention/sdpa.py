@@ -19,10 +19,30 @@ _MAX_PADDING = 0.15
 
 @dataclass(frozen=True)
 class _Group:
-    begin: int  # first padded row
     count: int  # sequences
-    length: int  # rows of each, padded
-    mask: torch.Tensor | None  # bool [count or 1, 1, length, length], None: causal or all
+    queries: slice  # padded rows of all of them
+    keys: slice  # likewise
+    mask: torch.Tensor | None  # bool [count or 1, 1, queries, keys], None: causal or all
+
+
+@dataclass(frozen=True)
+class _Padding:
+    """How packed rows become rows padded group by group, and back.
+
+    Attributes:
+        gather: int64 ``[padded rows]``: the packed row each is read from, or None where the
+            packed rows already stand as the groups need them.
+        scatter: int64 ``[tokens]``: the padded row each packed row is read back from, or None.
+    """
+
+    gather: torch.Tensor | None
+    scatter: torch.Tensor | None
+
+    def pad(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.gather is None else x.index_select(0, self.gather)
+
+    def unpad(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.scatter is None else x.index_select(0, self.scatter)
 
 
 @dataclass(frozen=True)
@@ -31,15 +51,14 @@ class SdpaPlan:
 
     Attributes:
         groups: in the order of the padded rows.
-        gather: int64 ``[padded rows]``: the packed row each is read from, or None where the
-            packed rows already stand as the groups need them.
-        scatter: int64 ``[tokens]``: the padded row each packed row is read back from, or None.
+        queries: how queries are padded.
+        keys: how keys are.
         causal: whether a group without a mask is causal.
     """
 
     groups: list[_Group]
-    gather: torch.Tensor | None
-    scatter: torch.Tensor | None
+    queries: _Padding
+    keys: _Padding
     causal: bool
 
 
@@ -47,45 +66,43 @@ class SdpaAttention(AttentionBackend):
     """``torch.nn.functional.scaled_dot_product_attention`` on groups padded a little."""
 
     name: ClassVar[str] = "sdpa"
+    _alone = False
 
     @classmethod
     def why_not(cls, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """It serves everywhere."""
         return None
 
+    def make_deterministic(self) -> str | None:
+        """Takes every sequence by itself, so that a call's shape tells nothing of the others."""
+        self._alone, self.max_keys = True, 0
+        return None
+
     def plan(self, sequences: PackedSequences, mask: AttentionMask) -> SdpaPlan:
         """Group sequences of like length and lay out their padded rows."""
-        lengths = sequences.lengths
-        device = sequences.token_ids.device
-        mask = mask.for_length(sequences.max_seqlen)
-        starts = np.concatenate(([0], np.cumsum(lengths)[:-1])) if len(lengths) else lengths
+        keys = sequences.attended
+        lengths, key_lengths = sequences.lengths, keys.lengths
+        device = sequences.cu_seqlens.device
+        mask = mask.for_length(keys.max_seqlen)
         order = np.argsort(-lengths, kind="stable")
+        members = [order[i : i + 1] for i in range(len(order))]
+        if not self._alone:
+            members = _like_lengths(lengths, order)
         groups: list[_Group] = []
-        gather_parts: list[np.ndarray] = []
-        scatter = np.empty(int(lengths.sum()), dtype=np.int64)
-        padded_rows = 0
-        for members in _like_lengths(lengths, order):
-            longest = int(lengths[members[0]])
-            columns = np.arange(longest)
-            real = columns < lengths[members][:, None]
-            rows = starts[members][:, None] + np.minimum(columns, lengths[members][:, None] - 1)
-            gather_parts.append(rows.reshape(-1))
-            slots = padded_rows + np.arange(rows.size).reshape(rows.shape)
-            scatter[rows[real]] = slots[real]
-            group_mask = _group_mask(mask, lengths[members], longest)
+        begin = key_begin = 0
+        for group in members:
+            longest, longest_keys = int(lengths[group[0]]), int(key_lengths[group[0]])
+            end, key_end = begin + longest * len(group), key_begin + longest_keys * len(group)
+            group_mask = _group_mask(mask, lengths[group], longest, longest_keys - longest)
             if group_mask is not None:
                 group_mask = _to_device(group_mask, device)
-            groups.append(_Group(padded_rows, len(members), longest, group_mask))
-            padded_rows += rows.size
-        gather = np.concatenate(gather_parts) if gather_parts else np.empty(0, np.int64)
-        if np.array_equal(gather, np.arange(len(scatter))):
-            return SdpaPlan(groups, None, None, mask.causal)
-        return SdpaPlan(
-            groups,
-            _to_device(torch.from_numpy(gather), device),
-            _to_device(torch.from_numpy(scatter), device),
-            mask.causal,
-        )
+            groups.append(
+                _Group(len(group), slice(begin, end), slice(key_begin, key_end), group_mask)
+            )
+            begin, key_begin = end, key_end
+        padding = _padding(lengths, members, device)
+        key_padding = padding if sequences.keys is None else _padding(key_lengths, members, device)
+        return SdpaPlan(groups, padding, key_padding, mask.causal)
 
     def attend(
         self,
@@ -96,14 +113,12 @@ class SdpaAttention(AttentionBackend):
         scale: float,
     ) -> torch.Tensor:
         """See the base class."""
-        if plan.gather is not None:
-            query, key, value = (x.index_select(0, plan.gather) for x in (query, key, value))
+        query, key, value = plan.queries.pad(query), plan.keys.pad(key), plan.keys.pad(value)
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         for group in plan.groups:
-            rows = slice(group.begin, group.begin + group.count * group.length)
             q, k, v = (
-                x[rows].unflatten(0, (group.count, group.length)).transpose(1, 2)
-                for x in (query, key, value)
+                x[rows].unflatten(0, (group.count, -1)).transpose(1, 2)
+                for x, rows in ((query, group.queries), (key, group.keys), (value, group.keys))
             )
             attended = F.scaled_dot_product_attention(
                 q,
@@ -114,8 +129,29 @@ class SdpaAttention(AttentionBackend):
                 scale=scale,
                 enable_gqa=q.shape[1] != k.shape[1],
             )
-            output[rows] = attended.transpose(1, 2).flatten(0, 1)
-        return output if plan.scatter is None else output.index_select(0, plan.scatter)
+            output[group.queries] = attended.transpose(1, 2).flatten(0, 1)
+        return plan.queries.unpad(output)
+
+
+def _padding(lengths: np.ndarray, groups: list[np.ndarray], device: torch.device) -> _Padding:
+    """How packed rows become those of groups of sequences, each padded to its first."""
+    starts = np.cumsum(lengths) - lengths
+    gather_parts: list[np.ndarray] = []
+    scatter = np.empty(int(lengths.sum()), dtype=np.int64)
+    padded_rows = 0
+    for members in groups:
+        columns = np.arange(int(lengths[members[0]]))
+        real = columns < lengths[members][:, None]
+        rows = starts[members][:, None] + np.minimum(columns, lengths[members][:, None] - 1)
+        gather_parts.append(rows.reshape(-1))
+        slots = padded_rows + np.arange(rows.size).reshape(rows.shape)
+        scatter[rows[real]] = slots[real]
+        padded_rows += rows.size
+    gather = np.concatenate(gather_parts) if gather_parts else np.empty(0, np.int64)
+    if np.array_equal(gather, np.arange(len(scatter))):
+        return _Padding(None, None)
+    tables = (torch.from_numpy(table) for table in (gather, scatter))
+    return _Padding(*(_to_device(table, device) for table in tables))
 
 
 def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -142,25 +178,33 @@ def _like_lengths(lengths: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
     return groups
 
 
-def _group_mask(mask: AttentionMask, lengths: np.ndarray, longest: int) -> torch.Tensor | None:
+def _group_mask(
+    mask: AttentionMask, lengths: np.ndarray, longest: int, prompt_rows: int
+) -> torch.Tensor | None:
     """Boolean mask of a group, or None where SDPA's own causal or full mask is right.
 
     Under a causal mask padding at the end needs none: no real query sees it.
+
+    Args:
+        mask: what a query sees.
+        lengths: of the queries.
+        longest: of them.
+        prompt_rows: how many keys stand before the first query's own.
     """
     padded = bool((lengths != longest).any())
-    if mask.window is None and (mask.causal or not padded):
+    if mask.window is None and not prompt_rows and (mask.causal or not padded):
         return None
-    positions = torch.arange(longest)
-    distance = positions[:, None] - positions[None, :]
+    positions, keys = torch.arange(longest) + prompt_rows, torch.arange(longest + prompt_rows)
+    distance = positions[:, None] - keys[None, :]
     visible = distance >= 0 if mask.causal else torch.ones_like(distance, dtype=torch.bool)
     if mask.window is not None:
         visible = visible & (distance.abs() < mask.window)
     visible = visible[None, None]
     if padded and not mask.causal:
-        real = positions[None, :] < torch.from_numpy(lengths)[:, None]
+        real = keys[None, :] < torch.from_numpy(lengths)[:, None] + prompt_rows
         # A padded query keeps sight of some key, or its row would be NaN and poison nothing but
         # the eye of the reader; a windowed one may see padding only.
         visible = visible & real[:, None, None, :]
         if mask.window is not None:
-            visible = visible | torch.eye(longest, dtype=torch.bool)
+            visible = visible | (distance == 0)
     return visible

@@ -37,6 +37,8 @@ def select_attention(
     dtype: torch.dtype,
     head_dim: int,
     group: int | None = None,
+    *,
+    deterministic: bool = False,
 ) -> AttentionBackend:
     """Make the backend of that name; ``auto`` is the fastest that can serve, where it was measured.
 
@@ -48,6 +50,7 @@ def select_attention(
         dtype: of queries, keys and values.
         head_dim: the head size.
         group: query heads of a key head. None where no model is known: no measurement is looked up.
+        deterministic: whether a row's result may depend on nothing but its sequence.
 
     Raises:
         BackendError: an unknown name, or a backend that can not serve here, with the reason.
@@ -57,11 +60,12 @@ def select_attention(
         backend = BACKENDS.get(name)
         if backend is None or backend.why_not(device, dtype, head_dim) is not None:
             return None
-        return backend()
+        found = backend()
+        return None if deterministic and found.make_deterministic() is not None else found
 
     if name == "auto":
         found = next(backend for backend in map(usable, BACKENDS) if backend is not None)
-        if device.type != "cuda" or group is None:
+        if device.type != "cuda" or group is None or deterministic:
             return found
         heads = Heads(dtype, head_dim, group)
         return measured_attention(read_table(), Gpu.of(device), heads, usable, found)
@@ -71,4 +75,8 @@ def select_attention(
     reason = BACKENDS[name].why_not(device, dtype, head_dim)
     if reason is not None:
         raise BackendError(f"attention {name!r} can not be used here: {reason}")
-    return BACKENDS[name]()
+    backend = BACKENDS[name]()
+    reason = backend.make_deterministic() if deterministic else None
+    if reason is not None:
+        raise BackendError(f"attention {name!r} can not be deterministic: {reason}")
+    return backend

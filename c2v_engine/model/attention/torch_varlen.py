@@ -9,7 +9,11 @@ from typing import Any, ClassVar
 import torch
 
 from c2v_engine.model.attention.base import PackedPlan
-from c2v_engine.model.attention.varlen import VarlenBackend, why_not_importable
+from c2v_engine.model.attention.varlen import (
+    NEVER_SINGLE,
+    VarlenBackend,
+    why_not_importable,
+)
 
 
 @cache
@@ -24,6 +28,11 @@ class TorchVarlenAttention(VarlenBackend):
     """``torch.nn.attention.varlen.varlen_attn``."""
 
     name: ClassVar[str] = "torch_varlen"
+
+    def make_deterministic(self) -> str | None:
+        """Blocks begin where a sequence does, and no two programs share its keys."""
+        self.shortest = NEVER_SINGLE
+        return None
 
     @classmethod
     def why_not_installed(cls) -> str | None:
@@ -53,9 +62,9 @@ class TorchVarlenAttention(VarlenBackend):
             query,
             key,
             value,
+            plan.query_cu_seqlens,
             plan.cu_seqlens,
-            plan.cu_seqlens,
-            plan.max_seqlen,
+            plan.max_seqlen_q,
             plan.max_seqlen,
             **options,
         )

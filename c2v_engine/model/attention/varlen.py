@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import abstractmethod
+from dataclasses import replace
 
 import torch
 
@@ -11,10 +12,19 @@ from c2v_engine.model.attention.base import AttentionBackend, AttentionMask, Pac
 from c2v_engine.model.packed_batch import PackedSequences
 
 _MAX_HEAD_DIM = 256
+# Version 2 computes a batch whose sequences all have one query by another order of loops.
+NEVER_SINGLE = 2
 
 
 class VarlenBackend(AttentionBackend):
-    """FlashAttention (arXiv 2205.14135, 2307.08691) on packed sequences: no padding, one launch."""
+    """FlashAttention (arXiv 2205.14135, 2307.08691) on packed sequences: no padding, one launch.
+
+    Attributes:
+        shortest: the longest sequence is said to be at least that long.
+    """
+
+    capturable = True
+    shortest: int = 0
 
     @classmethod
     def why_not(cls, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
@@ -39,7 +49,8 @@ class VarlenBackend(AttentionBackend):
 
     def plan(self, sequences: PackedSequences, mask: AttentionMask) -> PackedPlan:
         """Nothing to work out but whether the window matters."""
-        return PackedPlan.of(sequences, mask)
+        plan = PackedPlan.of(sequences, mask)
+        return replace(plan, max_seqlen_q=max(plan.max_seqlen_q, self.shortest))
 
 
 def why_not_importable(module: str, package: str) -> str | None:

@@ -1,0 +1,71 @@
+"""What the public face needs of whatever embeds texts: a pipeline here, or processes elsewhere."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from c2v_engine.model.pooling import OutputFormat
+
+
+@dataclass
+class EncodeStats:
+    """What has gone through an engine, growing as batches finish.
+
+    Attributes:
+        texts: texts embedded; equal ones of a window are computed once and counted each.
+        tokens: rows of the decoder that were computed.
+        encoder_tokens: tokens of the encoder that were computed.
+        batches: batches run.
+    """
+
+    texts: int = 0
+    tokens: int = 0
+    encoder_tokens: int = 0
+    batches: int = 0
+
+
+class Runner(ABC):
+    """Embeds texts with one model.
+
+    Attributes:
+        stats: what has gone through.
+    """
+
+    stats: EncodeStats
+
+    @abstractmethod
+    def run(
+        self,
+        texts: Iterable[str],
+        prompt: str,
+        batch_tokens: int | None,
+        output: OutputFormat,
+        report: Callable[[int], None] | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """Embed texts of any number, in order, with bounded memory.
+
+        Args:
+            texts: any iterable; read some thousands of texts ahead of what is returned.
+            prompt: of all of them.
+            batch_tokens: most rows of a batch; None for as many as suit the device.
+            output: the format of the embeddings.
+            report: called with the number of texts of each batch that is done.
+
+        Yields:
+            Blocks of embeddings on the CPU, ``[texts, columns]``, in the order of the input.
+
+        Raises:
+            TextError: a text that can not be embedded, or whose embedding is not finite.
+        """
+
+    @abstractmethod
+    def info(self) -> dict[str, str]:
+        """Where and how the model runs, for people: names and plain values."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End what was started for it."""
