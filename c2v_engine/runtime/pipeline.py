@@ -69,6 +69,16 @@ class _Batch:
     texts: list[TokenizedText]
     prompt: tuple[int, ...]
 
+    @property
+    def rows(self) -> int:
+        """Rows of the decoder that it computes."""
+        return sum(len(text.token_ids) - len(self.prompt) for text in self.texts)
+
+    @property
+    def tokens(self) -> int:
+        """Rows of the decoder or tokens of the encoder, whichever are more."""
+        return max(self.rows, sum(text.encoder_tokens for text in self.texts))
+
     def halves(self) -> list[_Batch]:
         """The batch in two, each with half of its texts."""
         middle = len(self.texts) // 2
@@ -215,6 +225,9 @@ class EmbeddingPipeline(Runner):
         waiting = [batch]
         while waiting:
             batch = waiting.pop(0)
+            if len(batch.texts) > 1 and batch.tokens > budget.tokens:  # cut before memory ran out
+                waiting[:0] = batch.halves()
+                continue
             under_way = self._try(batch, call, budget)
             if under_way is not None:
                 flights.append((batch, under_way))
@@ -226,7 +239,7 @@ class EmbeddingPipeline(Runner):
                 flights.append((batch, under_way))
             elif len(batch.texts) > 1:
                 waiting[:0] = batch.halves()
-                budget.tokens = min(budget.tokens, max(_rows(half) for half in waiting[:2]))
+                budget.tokens = min(budget.tokens, max(half.tokens for half in waiting[:2]))
             else:
                 text = batch.texts[0]
                 raise TextError(
@@ -267,7 +280,7 @@ class EmbeddingPipeline(Runner):
             raise TextError(batch.window.row_of(bad), reason)
         count = batch.window.put(batch.numbers, embeddings)
         self.stats.texts += count
-        self.stats.tokens += _rows(batch)
+        self.stats.tokens += batch.rows
         self.stats.encoder_tokens += sum(text.encoder_tokens for text in batch.texts)
         self.stats.batches += 1
         if call.report is not None:
@@ -375,11 +388,6 @@ def _describe(config: Any, parameters: int, embeddings: torch.Tensor) -> str:
         f"{config.model_type}, {config.num_hidden_layers} layers, {config.hidden_size} wide, "
         f"{parameters / 1e6:.1f} M parameters + {embeddings.numel() / 1e6:.1f} M embeddings"
     )
-
-
-def _rows(batch: _Batch) -> int:
-    """Rows of the decoder that a batch computes."""
-    return sum(len(text.token_ids) - len(batch.prompt) for text in batch.texts)
 
 
 def _take_window(texts: Iterator[object], first_row: int) -> list[str]:
