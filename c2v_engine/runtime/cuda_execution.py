@@ -41,6 +41,11 @@ class _Layout:
         return Embedded(embeddings, norms)
 
 
+def _page_locked(elements: int, dtype: torch.dtype) -> torch.Tensor:
+    """Host memory that the device copies from and to by itself."""
+    return torch.empty(elements, dtype=dtype, pin_memory=True)
+
+
 class _Slot:
     """Buffers of one batch under way, and the events that say when each is free."""
 
@@ -56,14 +61,14 @@ class _Slot:
         """Have room for a batch's buffer; whether it is new memory of the current stream."""
         if len(self.host_input) >= elements:
             return False
-        self.host_input = torch.empty(2 * elements, dtype=torch.int32, pin_memory=True)
+        self.host_input = _page_locked(2 * elements, torch.int32)
         self.input = torch.empty(2 * elements, dtype=torch.int32, device=device)
         return True
 
     def reserve_output(self, size: int) -> None:
         """Have room for what comes back."""
         if len(self.host_output) < size:
-            self.host_output = torch.empty(2 * size, dtype=torch.uint8, pin_memory=True)
+            self.host_output = _page_locked(2 * size, torch.uint8)
 
 
 class _OnDevice(UnderWay):
