@@ -18,12 +18,14 @@ struct PackedHeads {
 };
 
 struct PackedAttentionArguments {
-  PackedHeads query;          // [tokens, heads, head_dim], or [query_rows, heads, head_dim]
-  PackedHeads key;            // [tokens, kv_heads, head_dim]
-  PackedHeads value;          // likewise
-  const int32_t* cu_seqlens;  // [batch + 1], rising from 0 to tokens
-  const int32_t* query_rows;  // [batch * rows_per_sequence], each in its sequence, or nullptr
-  void* output;               // contiguous, of the shape of the query
+  PackedHeads query;            // [rows, heads, head_dim]
+  PackedHeads key;              // [tokens, kv_heads, head_dim]
+  PackedHeads value;            // likewise
+  const int32_t* cu_seqlens;    // [batch + 1], rising from 0 to tokens
+  const int32_t* cu_seqlens_q;  // [batch + 1], rising from 0 to rows, the queries of the last keys
+                                // of each sequence; read where query_rows is not given
+  const int32_t* query_rows;    // [batch * rows_per_sequence], each in its sequence, or nullptr
+  void* output;                 // contiguous, of the shape of the query
   int64_t batch;
   int64_t rows_per_sequence;  // read where query_rows is given
   int64_t heads;
@@ -53,6 +55,19 @@ struct PackedAttentionItem {
   int64_t row_begin;
   int64_t row_end;
 };
+
+// The query rows of a sequence, of which those of one head of keys are `group` times as many.
+struct PackedAttentionQueries {
+  int64_t first;
+  int64_t count;
+};
+
+static inline PackedAttentionQueries queries_of(const PackedAttentionArguments& a,
+                                                int64_t sequence) {
+  if (a.query_rows != nullptr) return {sequence * a.rows_per_sequence, a.rows_per_sequence};
+  const int64_t first = a.cu_seqlens_q[sequence];
+  return {first, a.cu_seqlens_q[sequence + 1] - first};
+}
 
 // One instruction set's form of the kernel.
 struct PackedAttentionKernel {

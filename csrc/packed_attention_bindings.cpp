@@ -40,7 +40,8 @@ void check_indices(const Tensor& tensor, const char* name) {
 // Everything that can be checked without reading the tensors.
 void check_shapes(const Tensor& query, const Tensor& key, const Tensor& value,
                   const Tensor& cu_seqlens, int64_t max_seqlen, int64_t window,
-                  const std::optional<Tensor>& query_rows) {
+                  const std::optional<Tensor>& query_rows,
+                  const std::optional<Tensor>& cu_seqlens_q) {
   STD_TORCH_CHECK(query.dim() == 3 && key.dim() == 3 && value.dim() == 3,
                   "packed_attention: query, key and value must be [rows, heads, head_dim]");
   const ScalarType dtype = query.scalar_type();
@@ -64,6 +65,15 @@ void check_shapes(const Tensor& query, const Tensor& key, const Tensor& value,
                   "packed_attention: max_seqlen must be in [0, 2^31), got ", max_seqlen);
   STD_TORCH_CHECK(window == -1 || window >= 1,
                   "packed_attention: window must be -1 for none or at least 1, got ", window);
+  if (cu_seqlens_q.has_value()) {
+    STD_TORCH_CHECK(!query_rows.has_value(),
+                    "packed_attention: query_rows and cu_seqlens_q must not both be given");
+    check_indices(*cu_seqlens_q, "cu_seqlens_q");
+    STD_TORCH_CHECK(cu_seqlens_q->size(0) == cu_seqlens.size(0),
+                    "packed_attention: cu_seqlens_q must be [", cu_seqlens.size(0),
+                    "], as cu_seqlens is, got [", cu_seqlens_q->size(0), "]");
+    return;
+  }
   if (!query_rows.has_value()) {
     STD_TORCH_CHECK(query.size(0) == tokens, "packed_attention: query must have the ", tokens,
                     " rows of key, got ", query.size(0));
@@ -76,7 +86,22 @@ void check_shapes(const Tensor& query, const Tensor& key, const Tensor& value,
                   "got ", rows, " for a batch of ", batch, " and ", query.size(0), " rows");
 }
 
-// Checks the indices, and gives the length of the longest sequence.
+// Checks that each sequence has as many queries as the offsets of `rows` query rows say, of its
+// keys.
+void check_queries(const c2v::PackedAttentionArguments& a, int64_t rows) {
+  STD_TORCH_CHECK(a.cu_seqlens_q[0] == 0 && a.cu_seqlens_q[a.batch] == rows,
+                  "packed_attention: cu_seqlens_q must run from 0 to the rows of query, ", rows,
+                  "; it runs from ", a.cu_seqlens_q[0], " to ", a.cu_seqlens_q[a.batch]);
+  for (int64_t b = 0; b < a.batch; ++b) {
+    const int64_t keys = int64_t{a.cu_seqlens[b + 1]} - a.cu_seqlens[b];
+    const int64_t queries = int64_t{a.cu_seqlens_q[b + 1]} - a.cu_seqlens_q[b];
+    STD_TORCH_CHECK(queries >= 0 && queries <= keys,
+                    "packed_attention: cu_seqlens_q gives sequence ", b, " a length of ", queries,
+                    "; expected 0 to its keys, ", keys);
+  }
+}
+
+// Checks the other indices, and gives the length of the longest sequence.
 int64_t check_values(const c2v::PackedAttentionArguments& a, int64_t tokens) {
   int64_t longest = 0;
   STD_TORCH_CHECK(a.cu_seqlens[0] == 0 && a.cu_seqlens[a.batch] == tokens,
@@ -115,11 +140,13 @@ void run_in_parallel(int64_t threads, void* context, void (*work)(void*)) {
 // A negative variant means the best one.
 Tensor attend(const Tensor& query, const Tensor& key, const Tensor& value,
               const Tensor& cu_seqlens, int64_t max_seqlen, bool causal, int64_t window,
-              double scale, const std::optional<Tensor>& query_rows, int64_t variant_code) {
-  check_shapes(query, key, value, cu_seqlens, max_seqlen, window, query_rows);
+              double scale, const std::optional<Tensor>& query_rows,
+              const std::optional<Tensor>& cu_seqlens_q, int64_t variant_code) {
+  check_shapes(query, key, value, cu_seqlens, max_seqlen, window, query_rows, cu_seqlens_q);
   const Tensor q = with_contiguous_heads(query), k = with_contiguous_heads(key);
   const Tensor v = with_contiguous_heads(value), offsets = as_contiguous(cu_seqlens);
   const Tensor rows = query_rows.has_value() ? as_contiguous(*query_rows) : offsets;
+  const Tensor query_offsets = cu_seqlens_q.has_value() ? as_contiguous(*cu_seqlens_q) : offsets;
   Tensor output = torch::stable::new_empty(query, {query.size(0), query.size(1), query.size(2)});
 
   c2v::PackedAttentionArguments a{};
@@ -127,6 +154,7 @@ Tensor attend(const Tensor& query, const Tensor& key, const Tensor& value,
   a.key = packed_heads(k);
   a.value = packed_heads(v);
   a.cu_seqlens = static_cast<const int32_t*>(offsets.const_data_ptr());
+  a.cu_seqlens_q = static_cast<const int32_t*>(query_offsets.const_data_ptr());
   a.output = output.mutable_data_ptr();
   a.batch = offsets.size(0) - 1;
   if (query_rows.has_value()) {
@@ -142,6 +170,7 @@ Tensor attend(const Tensor& query, const Tensor& key, const Tensor& value,
   a.causal = causal;
   a.is_bfloat16 = query.scalar_type() == ScalarType::BFloat16;
   a.max_seqlen = check_values(a, key.size(0));  // scratch memory is for what is there
+  if (cu_seqlens_q.has_value()) check_queries(a, query.size(0));
   if (query.size(0) == 0) return output;  // query_rows without memory must not read as not given
   const auto variant = variant_code < 0 ? c2v::best_attention_variant(a.is_bfloat16)
                                         : checked_variant(variant_code, a.is_bfloat16);
@@ -153,26 +182,29 @@ Tensor attend(const Tensor& query, const Tensor& key, const Tensor& value,
 // kernel is made for, is computed in float32.
 Tensor packed_attention(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens,
                         int64_t max_seqlen, bool causal, int64_t window, double scale,
-                        std::optional<Tensor> query_rows, std::optional<Tensor> row_bounds) {
+                        std::optional<Tensor> query_rows, std::optional<Tensor> row_bounds,
+                        std::optional<Tensor> cu_seqlens_q) {
   (void)row_bounds;
   const auto half = [](const Tensor& x) { return x.scalar_type() == ScalarType::Half; };
   if (!half(query)) {
-    return attend(query, key, value, cu_seqlens, max_seqlen, causal, window, scale, query_rows, -1);
+    return attend(query, key, value, cu_seqlens, max_seqlen, causal, window, scale, query_rows,
+                  cu_seqlens_q, -1);
   }
   STD_TORCH_CHECK(half(key) && half(value),
                   "packed_attention: key and value must have dtype and device of query");
   const auto wide = [](const Tensor& x) { return torch::stable::to(x, ScalarType::Float); };
   return torch::stable::to(attend(wide(query), wide(key), wide(value), cu_seqlens, max_seqlen,
-                                  causal, window, scale, query_rows, -1),
+                                  causal, window, scale, query_rows, cu_seqlens_q, -1),
                            ScalarType::Half);
 }
 
 Tensor packed_attention_variant(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens,
                                 int64_t max_seqlen, bool causal, int64_t window, double scale,
-                                std::optional<Tensor> query_rows, int64_t variant) {
+                                std::optional<Tensor> query_rows, int64_t variant,
+                                std::optional<Tensor> cu_seqlens_q) {
   STD_TORCH_CHECK(variant >= 0, "packed_attention: variant must be at least 0, got ", variant);
   return attend(query, key, value, cu_seqlens, max_seqlen, causal, window, scale, query_rows,
-                variant);
+                cu_seqlens_q, variant);
 }
 
 int64_t packed_attention_variants() { return c2v::supported_attention_variants(); }
@@ -183,12 +215,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(c2v, m) {
   m.def(
       "packed_attention(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens, "
       "int max_seqlen, bool causal, int window, float scale, Tensor? query_rows, "
-      "Tensor? row_bounds=None) -> Tensor");
+      "Tensor? row_bounds=None, Tensor? cu_seqlens_q=None) -> Tensor");
   // For tests and c2v doctor: one variant of the CPU kernel, and the bits of those that run here.
   m.def(
       "_packed_attention_variant(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens, "
-      "int max_seqlen, bool causal, int window, float scale, Tensor? query_rows, int variant) "
-      "-> Tensor");
+      "int max_seqlen, bool causal, int window, float scale, Tensor? query_rows, int variant, "
+      "Tensor? cu_seqlens_q=None) -> Tensor");
   m.def("_packed_attention_variants() -> int");
 }
 

@@ -20,10 +20,7 @@ constexpr int64_t kMostPrefetchedRows = 512;
 constexpr size_t kKeptScratch = size_t{4} << 20;
 
 int64_t item_rows(const PackedAttentionArguments& a, int64_t sequence) {
-  const int64_t positions = a.query_rows != nullptr
-                                ? a.rows_per_sequence
-                                : a.cu_seqlens[sequence + 1] - a.cu_seqlens[sequence];
-  return positions * (a.heads / a.kv_heads);
+  return queries_of(a, sequence).count * (a.heads / a.kv_heads);
 }
 
 // Multiplications of a sequence for one head of keys, counting packing as one row.
@@ -101,14 +98,18 @@ void prefetch_rows(const PackedHeads& heads, int64_t element, int64_t row, int64
 void prefetch_item(const PackedAttentionArguments& a, const PackedAttentionItem& item) {
   const int64_t start = a.cu_seqlens[item.sequence];
   const int64_t length = a.cu_seqlens[item.sequence + 1] - start;
-  if (length > kMostPrefetchedRows) return;
+  const PackedAttentionQueries queries = queries_of(a, item.sequence);
+  // The keys before the first query's window are not read.
+  const bool some_unseen = a.query_rows == nullptr && a.window >= 0;
+  const int64_t unseen =
+      some_unseen ? std::max<int64_t>(0, length - queries.count - a.window + 1) : 0;
+  const int64_t keys = length - unseen;
+  if (keys > kMostPrefetchedRows) return;
   const int64_t element = a.is_bfloat16 ? 2 : 4, group = a.heads / a.kv_heads;
-  prefetch_rows(a.key, element, start, length, item.kv_head, 1, a.head_dim);
-  prefetch_rows(a.value, element, start, length, item.kv_head, 1, a.head_dim);
-  const bool chosen = a.query_rows != nullptr;
-  const int64_t first = chosen ? item.sequence * a.rows_per_sequence : start;
-  prefetch_rows(a.query, element, first, chosen ? a.rows_per_sequence : length,
-                item.kv_head * group, group, a.head_dim);
+  prefetch_rows(a.key, element, start + unseen, keys, item.kv_head, 1, a.head_dim);
+  prefetch_rows(a.value, element, start + unseen, keys, item.kv_head, 1, a.head_dim);
+  prefetch_rows(a.query, element, queries.first, queries.count, item.kv_head * group, group,
+                a.head_dim);
 }
 
 // What the threads of one call share.

@@ -168,15 +168,20 @@ template <typename Simd, typename Storage>
 struct ItemView {
   const PackedAttentionArguments& a;
   const PackedAttentionItem& item;
-  int64_t start, length;  // of the sequence
-  int64_t group;          // query heads to a key head
-  int64_t origin;         // first packed key: a whole number of panels from the sequence's first
-  int64_t end;            // behind the last packed key
+  int64_t start, length;   // of the sequence's keys
+  int64_t query_start;     // row of its first query
+  int64_t first_position;  // of that query where queries are the last rows
+  int64_t group;           // query heads to a key head
+  int64_t origin;          // first packed key: a whole number of panels from the sequence's first
+  int64_t end;             // behind the last packed key
 
   C2V_TARGET ItemView(const PackedAttentionArguments& a, const PackedAttentionItem& item)
       : a(a), item(item) {
     start = a.cu_seqlens[item.sequence];
     length = a.cu_seqlens[item.sequence + 1] - start;
+    const PackedAttentionQueries queries = queries_of(a, item.sequence);
+    query_start = queries.first;
+    first_position = length - queries.count;
     group = a.heads / a.kv_heads;
     int64_t first = length;
     end = 0;
@@ -187,11 +192,9 @@ struct ItemView {
     origin = first / kColumns<Simd> * kColumns<Simd>;
   }
 
-  C2V_TARGET int64_t query_row(int64_t i) const {
-    return a.query_rows == nullptr ? start + i : item.sequence * a.rows_per_sequence + i;
-  }
+  C2V_TARGET int64_t query_row(int64_t i) const { return query_start + i; }
   C2V_TARGET int64_t position(int64_t i) const {
-    return a.query_rows == nullptr ? i : a.query_rows[query_row(i)] - start;
+    return a.query_rows == nullptr ? first_position + i : a.query_rows[query_row(i)] - start;
   }
   // The keys that a position sees are [low, high).
   C2V_TARGET int64_t low(int64_t position) const {

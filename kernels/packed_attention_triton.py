@@ -1,8 +1,8 @@
 """The Triton kernels of ``packed_attention``: all rows of short sequences, and chosen rows.
 
 A program owns a tile of queries, each a token with one of the query heads that share a key head, so
-that keys and values are read once for the whole group. Whatever the mask, a query of packed row
-``i``, in a sequence from ``first`` to before ``last``, sees the rows from
+that keys and values are read once for the whole group. Whatever the mask, a query whose own key is
+packed row ``i``, in a sequence from ``first`` to before ``last``, sees the rows from
 ``max(first, i - left + 1)`` to before ``min(last, i + right)``: ``left`` is the window, and
 ``right`` is 1 under a causal mask, else the window too. One kernel serves all masks. In it
 
@@ -15,8 +15,9 @@ that keys and values are read once for the whole group. Whatever the mask, a que
 with float32 scores, softmax and sums, and ``round`` to the tensors' dtype. Products of float32 are
 float32's own, not TF32's.
 
-**All rows.** A tile takes the next packed rows wherever sequences end, so that no row of a tile is
-padding. Sequences that share a tile are kept apart by their bounds alone, and meet in the product
+**All rows**, or the last of every sequence. A tile takes the next packed queries wherever sequences
+end, so that no row of a tile is padding; where their keys stand is read, so that keys may have no
+query. Sequences that share a tile are kept apart by their bounds alone, and meet in the product
 ``round(p) . v``, where a weight of zero does not stop a NaN. A tile that comes out not finite is
 therefore computed again, one sequence after the other.
 
@@ -107,7 +108,7 @@ def _attend(
     return mixed / total[:, None]
 
 
-@jit(do_not_specialize=["bounds", "tokens", "left", "right"])
+@jit(do_not_specialize=["bounds", "queries", "tokens", "left", "right"])
 def _all_rows_kernel(
     query: tl.tensor,
     query_stride: tl.tensor,
@@ -121,6 +122,7 @@ def _all_rows_kernel(
     output: tl.tensor,
     output_stride: tl.tensor,
     bounds: tl.tensor,
+    queries: int,
     tokens: int,
     left: int,
     right: int,
@@ -133,40 +135,39 @@ def _all_rows_kernel(
     COLUMNS: tl.constexpr,
     OFFSET: tl.constexpr,
 ) -> None:
-    tile_tokens: tl.constexpr = ROWS // PART
+    tile_queries: tl.constexpr = ROWS // PART
     parts: tl.constexpr = (GROUP + PART - 1) // PART
     far: tl.constexpr = 2147483647
     kv_head = (tl.program_id(1) // parts).to(tl.int64)
     first_member = tl.program_id(1) % parts * PART
     first_head = kv_head * GROUP + first_member
-    # A batch may hold more than 2^31 elements; within a tile int32 is enough to count rows.
-    first_token = tl.program_id(0).to(tl.int64) * tile_tokens
+    # A batch may hold more than 2^31 elements; int32 is enough to count rows.
+    first_query = tl.program_id(0).to(tl.int64) * tile_queries
     row = tl.arange(0, ROWS)
-    token = row // PART
+    number = row // PART
     member = row % PART
-    present = tl.minimum(tokens - first_token, tile_tokens).to(tl.int32)
-    there = (token < present) & (first_member + member < GROUP)
-    bounds += first_token
-    first = tl.load(bounds + token, mask=there, other=0).to(tl.int64)
-    last = tl.load(bounds + tokens + token, mask=there, other=0).to(tl.int64)
+    present = tl.minimum(queries - first_query, tile_queries).to(tl.int32)
+    there = (number < present) & (first_member + member < GROUP)
+    bounds += first_query
+    first = tl.load(bounds + number, mask=there, other=0)
+    last = tl.load(bounds + queries + number, mask=there, other=0)
+    token = tl.load(bounds + queries + queries + number, mask=there, other=0)
     # What is wrong in the bounds gives a NaN row and reads nothing out of range.
-    valid = there & (first >= 0) & (last <= tokens)
-    first = (first - first_token).to(tl.int32)
-    last = (last - first_token).to(tl.int32)
-    valid = valid & (first <= token) & (token < last)
-    last = tl.where(valid, last, -far)
+    valid = there & (first >= 0) & (last <= tokens) & (first <= token) & (token < last)
     low = tl.maximum(first, token - left + 1)
-    high = tl.minimum(last, token + right)
+    # The sum of a row near 2^31 and of what stands right of it would pass int32.
+    high = token + tl.minimum(right, last - token)
+    last = tl.where(valid, last, -far)
 
     columns = tl.arange(0, COLUMNS)
-    query += first_token * query_stride + first_head * query_head_stride
-    key += first_token * key_stride + kv_head * key_head_stride
-    value += first_token * value_stride + kv_head * value_head_stride
-    output += first_token * output_stride + first_head * HEAD_DIM
-    at = (token.to(OFFSET) * query_stride + member.to(OFFSET) * query_head_stride)[:, None]
+    query += first_query * query_stride + first_head * query_head_stride
+    key += kv_head * key_head_stride
+    value += kv_head * value_head_stride
+    output += first_query * output_stride + first_head * HEAD_DIM
+    at = (number.to(OFFSET) * query_stride + member.to(OFFSET) * query_head_stride)[:, None]
     inside = there[:, None] & (columns < HEAD_DIM)[None, :]
     q = tl.load(query + at + columns[None, :], mask=inside, other=0.0)
-    at = (token * output_stride + member * HEAD_DIM)[:, None] + columns[None, :]
+    at = (number * output_stride + member * HEAD_DIM)[:, None] + columns[None, :]
     mine = there
     done = -far
     more = 1
@@ -286,12 +287,12 @@ def attend_all_rows(
     window: int,
     scale: float,
 ) -> Tensor:
-    """Attends from every packed row; the arguments are those of the op, and -1 is no window."""
+    """Attends from every packed query; the arguments are those of the op, and -1 is no window."""
     output = query.new_empty(query.shape)
-    tokens, heads, head_dim = query.shape
-    if tokens == 0:
+    queries, heads, head_dim = query.shape
+    if queries == 0:
         return output
-    kv_heads = key.shape[1]
+    tokens, kv_heads = key.shape[0], key.shape[1]
     group = heads // kv_heads
     tile = all_rows_tile(head_dim, query.dtype)
     # A group that no tile holds is cut into equal parts.
@@ -300,11 +301,12 @@ def attend_all_rows(
     rows = tile.rows // part
     query, key, value = readable(query), readable(key), readable(value)
     left = tokens if window < 0 else min(window, tokens)
-    _all_rows_kernel[(cdiv(tokens, rows), kv_heads * parts)](
+    _all_rows_kernel[(cdiv(queries, rows), kv_heads * parts)](
         *_heads(query, key, value),
         output,
         output.stride(0),
         bounds.contiguous(),
+        queries,
         tokens,
         left,
         1 if causal else left,

@@ -69,6 +69,8 @@ MODELS = (
     Model("heads of 256", 2048, 8, 4, 256, kind="heads"),
 )
 VOCABULARY, POSITIONS, PROJECTOR = 32000, 512, 2048
+PROMPT = 30
+"""Tokens whose keys stand before those of every text."""
 
 
 @dataclass(frozen=True)
@@ -212,9 +214,12 @@ def _qk_norm_rope(model: Model, batch: Batch, new: _Tensors) -> Variants:
 
 
 def _packed_attention(model: Model, batch: Batch, new: _Tensors) -> Variants:
-    """From all rows of the fused buffer, and from one or two chosen rows of every sequence."""
-    scale = model.head_dim**-0.5
-    cu_seqlens, bounds = new.int32(batch.texts + 1), new.int32(2, batch.tokens)
+    """From all rows of the fused buffer, and from one or two chosen rows of every sequence.
+
+    The keys of all rows are their own, or in joined buffers those of a prompt too.
+    """
+    scale, longest = model.head_dim**-0.5, batch.longest + PROMPT
+    cu_seqlens, bounds = new.int32(batch.texts + 1), new.int32(3, batch.tokens)
     query, key, value = _heads(model, new(batch.tokens, model.query_size + 2 * model.key_size))
     for window in (-1,) if model.window is None else (-1, model.window):
         name = "" if window < 0 else "window"
@@ -222,6 +227,9 @@ def _packed_attention(model: Model, batch: Batch, new: _Tensors) -> Variants:
         start = (key, value, cu_seqlens, batch.longest)
         yield name, (query, *start, *mask, None, bounds)
         yield f"{name} made bounds".strip(), (query, *start, *mask, None, None)
+        key_value = new(batch.tokens + batch.texts * PROMPT, 2 * model.key_size)
+        after = (query, *_heads(replace(model, heads=0), key_value), cu_seqlens, longest, *mask)
+        yield f"{name} after a prompt".strip(), (*after, None, bounds, torch.empty_like(cu_seqlens))
         key_value = new(batch.tokens, 2 * model.key_size)
         last_key, last_value = _heads(replace(model, heads=0), key_value)
         start = (last_key, last_value, cu_seqlens, batch.longest)

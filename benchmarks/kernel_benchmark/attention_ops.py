@@ -19,10 +19,11 @@ from c2v_engine.model.attention.select import BACKENDS
 from c2v_engine.model.packed_batch import PackedSequences
 from kernel_benchmark.case import Arguments, Case, Draw, KernelOp, Provider, Sizes, Unusable
 
-__all__ = ["ATTENTION", "POOLED_ROWS_ATTENTION"]
+__all__ = ["AFTER_PROMPT_ATTENTION", "ATTENTION", "POOLED_ROWS_ATTENTION"]
 
 INT32 = 4
 POOLED_ROWS = 2  # the contextual token's and EOS's
+PROMPT = 64  # tokens that stand before every text
 
 
 def make_attention(sizes: Sizes, draw: Draw) -> Arguments:
@@ -69,6 +70,7 @@ def dense_attention(
     scale: float,
     row_bounds: Tensor,
     query_rows: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
 ) -> Tensor:
     """Attention written out for sequences of one length: two products with a softmax between."""
     group = query.shape[1] // key.shape[1]
@@ -82,7 +84,7 @@ def dense_attention(
     if causal:
         keys = torch.arange(max_seqlen, device=q.device)
         if query_rows is None:
-            seen = keys <= keys[:, None]
+            seen = keys <= keys[max_seqlen - q.shape[2] :, None]
         else:
             seen = keys <= query_rows[: q.shape[2], None]
         scores = scores.masked_fill(~seen, float("-inf"))
@@ -143,6 +145,42 @@ def pooled_rows_bytes(sizes: Sizes, e: int) -> int:
     return states * e + (texts * (POOLED_ROWS + 1) + 1) * INT32
 
 
+def make_after_prompt(sizes: Sizes, draw: Draw) -> Arguments:
+    """Keys and values of a prompt and the text, joined; queries of the text's own rows."""
+    heads, kv_heads, head_dim = (sizes[key] for key in ("heads", "kv_heads", "head_dim"))
+    tokens, length = sizes["tokens"], sizes["length"]
+    texts, joined = tokens // length, PROMPT + length
+    key_value = draw.normal(texts * joined, 2 * kv_heads * head_dim)
+    key, value = (part.unflatten(1, (-1, head_dim)) for part in key_value.chunk(2, dim=1))
+    cu_seqlens, cu_seqlens_q = draw.steps(texts, joined), draw.steps(texts, length)
+    fused = draw.normal(tokens, (heads + 2 * kv_heads) * head_dim)
+    return {
+        "query": fused[:, : heads * head_dim].unflatten(1, (-1, head_dim)),
+        "key": key,
+        "value": value,
+        "cu_seqlens": cu_seqlens,
+        "max_seqlen": joined,
+        "causal": bool(sizes["causal"]),
+        "scale": head_dim**-0.5,
+        "row_bounds": row_bounds(cu_seqlens, tokens, cu_seqlens_q),
+        "cu_seqlens_q": cu_seqlens_q,
+    }
+
+
+def after_prompt_bytes(sizes: Sizes, e: int) -> int:
+    """Q read and the result written, K and V of the prompts read too; both offsets read."""
+    heads, kv_heads, head_dim = (sizes[key] for key in ("heads", "kv_heads", "head_dim"))
+    tokens, texts = sizes["tokens"], sizes["tokens"] // sizes["length"]
+    states = 2 * (tokens * heads + (tokens + texts * PROMPT) * kv_heads) * head_dim
+    return states * e + 2 * (texts + 1) * INT32
+
+
+def after_prompt_operations(sizes: Sizes) -> int:
+    """As for all rows, and every query sees the prompt."""
+    seen = sizes["tokens"] * PROMPT
+    return attention_operations(sizes) + 4 * sizes["heads"] * sizes["head_dim"] * seen
+
+
 def pooled_rows_operations(sizes: Sizes) -> int:
     """As for all rows: a first row sees one key, a last row all."""
     texts = sizes["tokens"] // sizes["length"]
@@ -167,4 +205,10 @@ POOLED_ROWS_ATTENTION = _op(
     pooled_rows_bytes,
     operations=pooled_rows_operations,
     variant="pooled_rows",
+)
+AFTER_PROMPT_ATTENTION = _op(
+    make_after_prompt,
+    after_prompt_bytes,
+    operations=after_prompt_operations,
+    variant="after_prompt",
 )

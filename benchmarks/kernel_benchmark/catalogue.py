@@ -6,7 +6,11 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from kernel_benchmark.attention_ops import ATTENTION, POOLED_ROWS_ATTENTION
+from kernel_benchmark.attention_ops import (
+    AFTER_PROMPT_ATTENTION,
+    ATTENTION,
+    POOLED_ROWS_ATTENTION,
+)
 from kernel_benchmark.case import Case, KernelOp, Sizes
 from kernel_benchmark.gather_ops import GATHER_OPS
 from kernel_benchmark.rowwise_ops import BIASED_OPS, ROWWISE_OPS
@@ -114,7 +118,7 @@ def full_cases(dtype: torch.dtype = torch.bfloat16) -> list[Case]:
 
 
 def attention_cases(dtype: torch.dtype = torch.bfloat16) -> list[Case]:
-    """Attention of 16k tokens in texts of one length, short ones first; and the pooled rows'."""
+    """Attention of 16k tokens in texts of one length, short ones first; and its other forms."""
     tokens = max(TOKENS)
     cases = []
     for length in ATTENTION_LENGTHS:
@@ -124,7 +128,8 @@ def attention_cases(dtype: torch.dtype = torch.bfloat16) -> list[Case]:
             chosen = {"goal": length < GOAL_LENGTH, "compiled": length in COMPILED_LENGTHS}
             cases.append(make_case(ATTENTION, model, dtype, batch, **chosen))
     batch = {"tokens": tokens, "length": LENGTH}
-    cases += [make_case(POOLED_ROWS_ATTENTION, model, dtype, batch) for model in DECODERS]
+    for op in (POOLED_ROWS_ATTENTION, AFTER_PROMPT_ATTENTION):
+        cases += [make_case(op, model, dtype, batch) for model in DECODERS]
     return cases
 
 
@@ -138,7 +143,8 @@ def small_cases(dtype: torch.dtype) -> list[Case]:
         cases.append(make_case(op, model, dtype, sizes))
     for model in ("tiny", "tiny-encoder"):
         cases.append(make_case(ATTENTION, model, dtype, batch))
-    cases.append(make_case(POOLED_ROWS_ATTENTION, "tiny", dtype, batch))
+    for op in (POOLED_ROWS_ATTENTION, AFTER_PROMPT_ATTENTION):
+        cases.append(make_case(op, "tiny", dtype, batch))
     return cases
 
 

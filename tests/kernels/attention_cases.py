@@ -35,6 +35,48 @@ def make_case(lengths, heads=2, kv_heads=2, head_dim=64, dtype=torch.float32, de
     return Case(*(part.unflatten(1, (-1, head_dim)) for part in parts), ends)
 
 
+# Queries of a text, and the keys that stand before its own: every two of these.
+EVERY_TEXT = [(queries, before) for queries in (5, 0, 123, 1) for before in (0, 33, 1, 200)]
+
+
+class LastRows(NamedTuple):
+    """A case of which only the last rows of every sequence are queries.
+
+    Attributes:
+        case: with the queries of all rows, as ``assert_agrees`` wants it.
+        rows: packed rows that are queries.
+        cu_seqlens_q: of those.
+    """
+
+    case: Case
+    rows: torch.Tensor
+    cu_seqlens_q: torch.Tensor
+
+    def arguments(self):
+        """Tensor arguments of the op; the queries are views of a fused buffer of their own."""
+        fused = torch.nn.functional.pad(self.case.at(self.rows).query, (0, 0, 1, 2))
+        return self.case._replace(query=fused[:, 1:-2])
+
+    def of(self, sequence):
+        """The one sequence alone."""
+        begin, end = self.cu_seqlens_q[sequence : sequence + 2].tolist()
+        first = self.case.cu_seqlens[sequence]
+        offsets = self.cu_seqlens_q.new_tensor([0, end - begin])
+        return LastRows(self.case.of(sequence), self.rows[begin:end] - first, offsets)
+
+
+def make_last_rows(texts, *args, **kwargs):
+    """The case of texts that are given as their number of queries and of keys before these."""
+    case = make_case([queries + before for queries, before in texts], *args, **kwargs)
+    ends = torch.tensor([0, *(queries for queries, _ in texts)]).cumsum(0).int()
+    rows = [
+        torch.arange(int(end) - queries, int(end))
+        for (queries, _), end in zip(texts, case.cu_seqlens[1:], strict=True)
+    ]
+    rows = torch.cat([torch.zeros(0), *rows]).int()
+    return LastRows(case, rows.to(case.query.device), ends.to(case.query.device))
+
+
 def amid(case, value):
     """The same tensors, each between 16 rows of one value on either side of it."""
 

@@ -283,12 +283,14 @@ def test_the_bounds_of_rows_change_nothing_on_the_cpu():
 def test_row_bounds_say_where_each_row_s_sequence_begins_and_ends(lengths):
     ends = torch.tensor([0, *lengths]).cumsum(0).int()
     expected = [
-        (int(ends[b]), int(ends[b + 1])) for b, length in enumerate(lengths) for _ in range(length)
+        [int(ends[b]), int(ends[b + 1]), row]
+        for b in range(len(lengths))
+        for row in range(ends[b], ends[b + 1])
     ]
     bounds = row_bounds(ends, sum(lengths))
     assert bounds.dtype == torch.int32
-    assert bounds.shape == (2, sum(lengths))
-    assert bounds.T.tolist() == [list(pair) for pair in expected]
+    assert bounds.shape == (3, sum(lengths))
+    assert bounds.T.tolist() == expected
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")

@@ -30,6 +30,7 @@ def arguments(**change):
         "window": None,
         "query_rows": None,
         "row_bounds": None,
+        "cu_seqlens_q": None,
     }
     return {**given, **change}
 
@@ -72,11 +73,29 @@ def arguments(**change):
         ({"query_rows": torch.zeros(9)}, "query_rows is .*float32"),
         ({"key": torch.zeros(9, 2, 16, device="meta")}, "on meta; expected"),
         (
-            {"row_bounds": torch.zeros(9, 2, dtype=INT)},
-            r"row_bounds is \[9, 2\].*expected \[2, 9\]",
+            {"row_bounds": torch.zeros(9, 3, dtype=INT)},
+            r"row_bounds is \[9, 3\].*expected \[3, 9\]",
         ),
-        ({"row_bounds": torch.zeros(2, 9)}, "row_bounds is .*float32"),
-        ({"row_bounds": torch.zeros(2, 9, dtype=INT, device="meta")}, "row_bounds is .*on meta"),
+        ({"row_bounds": torch.zeros(3, 9)}, "row_bounds is .*float32"),
+        ({"row_bounds": torch.zeros(3, 9, dtype=INT, device="meta")}, "row_bounds is .*on meta"),
+        (
+            {"cu_seqlens_q": torch.zeros(2, dtype=INT)},
+            r"cu_seqlens_q is \[2\].*expected \[3\] int32, as cu_seqlens is",
+        ),
+        ({"cu_seqlens_q": torch.zeros(3)}, "cu_seqlens_q is .*float32"),
+        ({"cu_seqlens_q": torch.zeros(3, dtype=INT, device="meta")}, "cu_seqlens_q is .*on meta"),
+        (
+            {
+                "cu_seqlens_q": torch.zeros(3, dtype=INT),
+                "query": torch.zeros(7, 4, 16),
+                "row_bounds": torch.zeros(3, 9, dtype=INT),
+            },
+            r"row_bounds is \[3, 9\].*expected \[3, 7\]",
+        ),
+        (
+            {"cu_seqlens_q": torch.zeros(3, dtype=INT), "query_rows": torch.zeros(9, dtype=INT)},
+            "query_rows and cu_seqlens_q are both given; expected one of them",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_with_what_was_expected(op, change, message):
@@ -91,6 +110,16 @@ def test_more_tokens_than_int32_counts_are_refused(op):
     offsets, rows = (torch.zeros(size, dtype=INT, device="meta") for size in (3, 2))
     given = {"query": query, "key": many, "value": many, "cu_seqlens": offsets, "query_rows": rows}
     with pytest.raises(InputError, match=r"key is .*at most 2147482624 tokens"):
+        op(**arguments(**given))
+    given = {"query": many, "key": query, "value": query, "cu_seqlens": offsets}
+    with pytest.raises(InputError, match=r"query is .*at most 2147482624 rows"):
+        op(**arguments(**given, cu_seqlens_q=offsets))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_more_queries_than_keys_are_refused(op):
+    given = {"query": torch.zeros(10, 4, 16), "cu_seqlens_q": torch.tensor([0, 5, 10], dtype=INT)}
+    with pytest.raises(InputError, match=r"sequence 0 a length of 5; .* its keys, 4"):
         op(**arguments(**given))
 
 
@@ -114,6 +143,18 @@ WRONG_VALUES = pytest.mark.parametrize(
         ({"query_rows": [3, 9]}, r"query_rows\[1\] is 9, but sequence 1 has the rows 4 to 9"),
         ({"query_rows": [4, 8]}, r"query_rows\[0\] is 4, but sequence 0 has the rows 0 to 4"),
         ({"query_rows": [-1, 8]}, r"query_rows\[0\] is -1"),
+        ({"cu_seqlens_q": [1, 4, 9]}, "cu_seqlens_q runs from 1 to 9; .* 0 to the 9 rows of query"),
+        ({"cu_seqlens_q": [0, 4, 8]}, "cu_seqlens_q runs from 0 to 8"),
+        (
+            {"cu_seqlens_q": [0, 5, 9]},
+            "cu_seqlens_q gives sequence 0 a length of 5; .* its keys, 4",
+        ),
+        (
+            {"cu_seqlens_q": [0, 3, 9]},
+            "cu_seqlens_q gives sequence 1 a length of 6; .* its keys, 5",
+        ),
+        ({"cu_seqlens_q": [0, -1, 9]}, "cu_seqlens_q gives sequence 0 a length of -1"),
+        ({"cu_seqlens_q": [0, 2**31 - 1, 9]}, "sequence 0 a length of 2147483647"),
     ],
 )
 
@@ -144,9 +185,12 @@ def test_values_that_nobody_checked_are_errors_on_the_cpu(op, change, message):
 @pytest.mark.parametrize(
     ("offsets", "message"),
     [
-        ([0, 5, 9], "row_bounds gives row 0 the sequence from 0 to 5, but cu_seqlens from 0 to 4"),
+        (
+            [0, 5, 9],
+            "row_bounds gives row 0 .* from 0 to 5 and the key 0, but cu_seqlens .* 0 to 4",
+        ),
         ([0, 4, 4, 9], None),
-        ([0, 4, 8, 9], r"gives row 4 .* 4 to 8, .* 4 to 9; give row_bounds\(cu_seqlens, 9\)"),
+        ([0, 4, 8, 9], r"gives row 4 .* 4 to 8 .* 4 to 9 and 4; give row_bounds\(cu_seqlens, 9\)"),
     ],
 )
 def test_bounds_of_rows_of_other_sequences_are_refused(op, offsets, message):
@@ -158,6 +202,27 @@ def test_bounds_of_rows_of_other_sequences_are_refused(op, offsets, message):
     with pytest.raises(InputError, match=message):
         op(**given)
     assert op(**given, validate=False).shape == (9, 4, 16)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_bounds_of_other_last_rows_are_refused(op):
+    cu_seqlens, cu_seqlens_q, other = (
+        torch.tensor(x, dtype=INT) for x in ([0, 4, 9], [0, 2, 5], [0, 1, 5])
+    )
+    bounds = row_bounds(cu_seqlens, 5, cu_seqlens_q)
+    given = arguments(query=torch.zeros(5, 4, 16), cu_seqlens_q=cu_seqlens_q)
+    assert op(**{**given, "row_bounds": bounds}).shape == (5, 4, 16)
+    message = r"row 0 .* the key 2, but .* and 3; give row_bounds\(cu_seqlens, 5, cu_seqlens_q\)"
+    with pytest.raises(InputError, match=message):
+        op(**{**given, "row_bounds": bounds, "cu_seqlens_q": other})
+
+
+@pytest.mark.parametrize(
+    "cu_seqlens_q", [torch.tensor([0, 9]), torch.zeros(3, dtype=INT), torch.zeros(1, 2, dtype=INT)]
+)
+def test_row_bounds_refuses_offsets_of_queries_that_are_not_as_those_of_keys(cu_seqlens_q):
+    with pytest.raises(InputError, match=r"cu_seqlens_q is .*expected \[2\] int32, as cu_seqlens"):
+        row_bounds(torch.zeros(2, dtype=INT), 9, cu_seqlens_q)
 
 
 @pytest.mark.parametrize(
@@ -201,13 +266,21 @@ def test_values_are_not_read_of_tensors_without_them():
         ({"window": 0}, "window must be -1 for none or at least 1, got 0"),
         ({"query_rows": torch.zeros(9, dtype=INT)}, "got 9 for a batch of 2 and 9 rows"),
         ({"query_rows": torch.zeros(9)}, "query_rows must be one-dimensional int32"),
+        ({"cu_seqlens_q": torch.zeros(3)}, "cu_seqlens_q must be one-dimensional int32"),
+        ({"cu_seqlens_q": torch.zeros(2, dtype=INT)}, r"cu_seqlens_q must be \[3\], .* got \[2\]"),
+        (
+            {"cu_seqlens_q": torch.zeros(3, dtype=INT), "query_rows": torch.zeros(9, dtype=INT)},
+            "query_rows and cu_seqlens_q must not both be given",
+        ),
     ],
 )
 def test_the_compiled_op_itself_refuses_wrong_arguments(change, message):
     given = arguments(**{"window": -1, **change})
     names = ["query", "key", "value", "cu_seqlens", "max_seqlen", "causal", "window", "scale"]
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.c2v.packed_attention(*(given[name] for name in names), given["query_rows"])
+        torch.ops.c2v.packed_attention(
+            *(given[name] for name in names), given["query_rows"], None, given["cu_seqlens_q"]
+        )
 
 
 @pytest.mark.usefixtures("compiled")

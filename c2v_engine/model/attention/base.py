@@ -106,7 +106,7 @@ def attend_packed(
         scale=scale,
         query_rows=plan.rows,
         row_bounds=plan.bounds,
-        **({} if plan.cu_seqlens_q is None else {"cu_seqlens_q": plan.cu_seqlens_q}),
+        cu_seqlens_q=plan.cu_seqlens_q,
         validate=False,  # the packing made the offsets; reading them would wait for the device
     )
 
