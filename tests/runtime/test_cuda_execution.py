@@ -218,7 +218,8 @@ def test_small_batches_are_replayed(engine, on_gpu, recipe, prompt):
         actual = model.encode(TEXTS[part], prompt=prompt)
         np.testing.assert_allclose(actual, expected[part], rtol=0, atol=1e-6)
     assert len(set(captures.shapes)) == len(captures.shapes) < captures.replays
-    assert captures.replays == model.stats.batches == len(TEXTS) / 3
+    # But for those whose next power of two would be over twice their rows.
+    assert len(TEXTS) / 3 == model.stats.batches >= captures.replays > len(TEXTS) / 4
 
 
 def test_mean_pooling_over_text_is_run_as_it_is(engine, on_gpu):

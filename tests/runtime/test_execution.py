@@ -178,7 +178,7 @@ def test_shapes_of_deterministic_mode_are_whole_blocks(tokenized):
     assert shape.encoder_tokens % 64 == 0
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 9])
+@pytest.mark.parametrize("count", [1, 2, 5, 7])
 @pytest.mark.parametrize(
     ("recipe", "prompt"),
     [
@@ -200,6 +200,7 @@ def test_a_batch_that_is_filled_up_gives_what_it_gives_alone(
     model, rules = execution.model, execution.rules
     chooser = ShapeChooser(model.config, NoRounding())
     shape = chooser.choose(texts, len(shared))
+    assert shape is not None
     output = OutputFormat(keep=model.decoder.shape.hidden_size)
     plain = lay_out(texts, rules, 10_000, NoRounding(), shared)
     filled = lay_out(texts, rules, 10_000, NoRounding(), shared, shape)

@@ -46,5 +46,5 @@ class PackedTritonAttention(PackedBackend):
         """The bounds of every row are worked out here, once for all layers."""
         keys = sequences.attended
         cu_seqlens_q = None if sequences.keys is None else sequences.cu_seqlens
-        bounds = row_bounds(keys.cu_seqlens, keys.num_tokens, cu_seqlens_q)
+        bounds = row_bounds(keys.cu_seqlens, sequences.num_tokens, cu_seqlens_q)
         return PackedPlan.of(sequences, mask, bounds)
