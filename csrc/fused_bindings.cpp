@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <tuple>
 
 #include "fused_rows.h"
 
@@ -166,6 +167,46 @@ Tensor silu_and_mul(Tensor gate_up) {
   return product;
 }
 
+std::tuple<Tensor, Tensor> quantize_rows_int8(Tensor x) {
+  constexpr const char* op = "quantize_rows_int8";
+  check_main(x, op, "x");
+  const int64_t rows = x.size(0), size = x.size(1);
+  const Tensor read = readable(x);
+  const Tensor values = torch::stable::new_empty(x, {rows, size}, ScalarType::Byte);
+  const Tensor scales = torch::stable::new_empty(x, {rows, 1}, ScalarType::Float);
+  c2v::QuantizeRowsInt8Arguments a{};
+  a.x = input_rows(read);
+  a.values = static_cast<uint8_t*>(values.mutable_data_ptr());
+  a.scales = static_cast<float*>(scales.mutable_data_ptr());
+  a.size = size;
+  a.dtype = float_dtype(x, op);
+  run_rows(&c2v::quantize_rows_int8_cpu, a, rows, size);
+  return {values, scales};
+}
+
+void scale_rows(Tensor x, Tensor scales, std::optional<Tensor> bias, Tensor scaled) {
+  constexpr const char* op = "scale_rows";
+  check_main(x, op, "x");
+  const int64_t rows = x.size(0), size = x.size(1);
+  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float, op, ": x must be float32");
+  check_matrix(scales, x, rows, 1, op, "scales");
+  STD_TORCH_CHECK(scaled.is_cpu() && scaled.dim() == 2 && scaled.size(0) == rows &&
+                      scaled.size(1) == size,
+                  op, ": scaled must be [", rows, ", ", size, "]");
+  check_writable(scaled, op, "scaled");
+  if (bias.has_value()) check_vector(*bias, scaled, size, op, "bias");
+  const Tensor read = readable(x), factors = torch::stable::contiguous(scales);
+  const std::optional<Tensor> shift = readable(bias);
+  c2v::ScaleRowsArguments a{};
+  a.x = input_rows(read);
+  a.scales = static_cast<const float*>(factors.const_data_ptr());
+  a.bias = pointer(shift);
+  a.scaled = output_rows(scaled);
+  a.size = size;
+  a.dtype = float_dtype(scaled, op);
+  run_rows(&c2v::scale_rows_cpu, a, rows, size);
+}
+
 void check_positions(const Tensor& positions, int64_t rows, int64_t length) {
   STD_TORCH_CHECK(positions.is_cpu() && positions.dim() == 1 && positions.size(0) == rows &&
                       positions.scalar_type() == ScalarType::Int,
@@ -226,6 +267,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(c2v, m) {
       "add_layer_norm(Tensor x, Tensor? residual, Tensor weight, Tensor bias, float eps, "
       "Tensor? x_bias=None) -> Tensor");
   m.def("silu_and_mul(Tensor gate_up) -> Tensor");
+  m.def("quantize_rows_int8(Tensor x) -> (Tensor values, Tensor scales)");
+  m.def("scale_rows(Tensor x, Tensor scales, Tensor? bias, Tensor(a!) scaled) -> ()");
   m.def(
       "qk_norm_rope_(Tensor(a!) qkv, int num_query_heads, int num_key_heads, int head_dim, "
       "Tensor positions, Tensor cos, Tensor sin, Tensor? query_norm, Tensor? key_norm, float eps, "
@@ -236,5 +279,7 @@ STABLE_TORCH_LIBRARY_IMPL(c2v, CPU, m) {
   m.impl("add_rms_norm", TORCH_BOX(&add_rms_norm));
   m.impl("add_layer_norm", TORCH_BOX(&add_layer_norm));
   m.impl("silu_and_mul", TORCH_BOX(&silu_and_mul));
+  m.impl("quantize_rows_int8", TORCH_BOX(&quantize_rows_int8));
+  m.impl("scale_rows", TORCH_BOX(&scale_rows));
   m.impl("qk_norm_rope_", TORCH_BOX(&qk_norm_rope_));
 }

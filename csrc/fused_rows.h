@@ -66,9 +66,28 @@ struct QkNormRopeArguments {
   Dtype dtype;
 };
 
+struct QuantizeRowsInt8Arguments {
+  InputRows x;      // [rows, size]
+  uint8_t* values;  // [rows, size], contiguous
+  float* scales;    // [rows]
+  int64_t size;
+  Dtype dtype;
+};
+
+struct ScaleRowsArguments {
+  InputRows x;          // [rows, size] float32, apart from what is written
+  const float* scales;  // [rows]
+  const void* bias;     // [size], or null
+  OutputRows scaled;    // [rows, size]
+  int64_t size;
+  Dtype dtype;  // of bias and scaled
+};
+
 void add_rms_norm_cpu(const AddRmsNormArguments& arguments, int64_t begin, int64_t end);
 void add_layer_norm_cpu(const AddLayerNormArguments& arguments, int64_t begin, int64_t end);
 void silu_and_mul_cpu(const SiluAndMulArguments& arguments, int64_t begin, int64_t end);
 void qk_norm_rope_cpu(const QkNormRopeArguments& arguments, int64_t begin, int64_t end);
+void quantize_rows_int8_cpu(const QuantizeRowsInt8Arguments& arguments, int64_t begin, int64_t end);
+void scale_rows_cpu(const ScaleRowsArguments& arguments, int64_t begin, int64_t end);
 
 }  // namespace c2v

@@ -17,6 +17,7 @@ from c2v_engine.kernels._extension import load_extension
 from c2v_engine.kernels._triton import OLDEST_CAPABILITY, triton_serves, triton_status, use_device
 
 __all__ = [
+    "FLOATS",
     "OLDEST_CAPABILITIES",
     "TRITON_FORMS",
     "as_the_compiled_op",
@@ -29,7 +30,8 @@ __all__ = [
     "refuse",
 ]
 
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+"""The dtypes that the engine computes in."""
 
 
 def refuse(name: str, given: Tensor, expected: str) -> None:
@@ -44,21 +46,30 @@ def refuse(name: str, given: Tensor, expected: str) -> None:
     )
 
 
-def check_rows(name: str, given: Tensor, *, written: bool = False) -> None:
+def check_rows(
+    name: str,
+    given: Tensor,
+    *,
+    written: bool = False,
+    dtypes: tuple[torch.dtype, ...] = FLOATS,
+) -> None:
     """Checks the argument that decides the dtype and device of the others.
 
     Args:
         name: of the argument.
         given: the tensor, ``[rows, columns]``.
         written: whether the op writes it in place.
+        dtypes: that it may have, by default the engine's floating ones.
 
     Raises:
-        InputError: it is not ``[rows, columns]`` in a floating dtype of the engine, has no column,
-            or is to be written though its rows are not contiguous or overlap.
+        InputError: it is not ``[rows, columns]`` in such a dtype, has no column, or is to be
+            written though its rows are not contiguous or overlap.
     """
     _check_tensor(name, given)
-    if given.ndim != 2 or given.shape[1] < 1 or given.dtype not in _FLOATS:
-        refuse(name, given, "[rows, columns >= 1] float32, float16 or bfloat16")
+    if given.ndim != 2 or given.shape[1] < 1 or given.dtype not in dtypes:
+        *most, last = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+        named = " or ".join(filter(None, (", ".join(most), last)))
+        refuse(name, given, f"[rows, columns >= 1] {named}")
     if written:
         row_stride, column_stride = given.stride()
         scattered = given.shape[1] > 1 and column_stride != 1
@@ -69,16 +80,31 @@ def check_rows(name: str, given: Tensor, *, written: bool = False) -> None:
             )
 
 
-def check_like(name: str, given: Tensor, shape: tuple[int, ...], main: Tensor) -> None:
+def check_like(
+    name: str,
+    given: Tensor,
+    shape: tuple[int, ...],
+    main: Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
     """Checks the shape of an argument, and that its dtype and device are those of ``main``.
+
+    Args:
+        name: of the argument.
+        given: the tensor.
+        shape: that it is to have.
+        main: the tensor that decides the rest.
+        dtype: that it is to have in place of that of ``main``.
 
     Raises:
         InputError: they are not.
     """
     _check_tensor(name, given)
-    if given.shape != shape or given.dtype != main.dtype or given.device != main.device:
-        dtype = str(main.dtype).removeprefix("torch.")
-        refuse(name, given, f"{list(shape)} {dtype} on {main.device}")
+    dtype = dtype or main.dtype
+    if given.shape != shape or given.dtype != dtype or given.device != main.device:
+        named = str(dtype).removeprefix("torch.")
+        refuse(name, given, f"{list(shape)} {named} on {main.device}")
 
 
 def _check_tensor(name: str, given: object) -> None:

@@ -150,6 +150,11 @@ def _silu_and_mul(model: Model, batch: Batch, new: _Tensors) -> Variants:
         yield "", (new(batch.tokens, 2 * model.intermediate),)
 
 
+def _quantize_rows(model: Model, batch: Batch, new: _Tensors) -> Variants:
+    if model.kind != "heads":  # what attention gives
+        yield "", (new(batch.tokens, model.query_size),)
+
+
 def _bias_act(model: Model, batch: Batch, new: _Tensors) -> Variants:
     if model.kind == "decoder":  # the gate of a joined gate and up, where it is not SiLU's
         gate, _ = new(batch.tokens, 2 * model.intermediate).chunk(2, dim=1)
@@ -252,6 +257,7 @@ CASES: dict[str, Maker] = {
     "add_layer_norm_fp8": _add_layer_norm,
     "silu_and_mul": _silu_and_mul,
     "silu_and_mul_fp8": _silu_and_mul,
+    "quantize_rows_fp8": _quantize_rows,
     "bias_act_": _bias_act,
     "embed_layer_norm": _embed_layer_norm,
     "segment_pool": _segment_pool,

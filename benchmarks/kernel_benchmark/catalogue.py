@@ -52,6 +52,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "qk_norm_rope_": ("heads", "kv_heads", "head_dim", "qk_norm"),
     "silu_and_mul": ("intermediate",),
     "silu_and_mul_fp8": ("intermediate",),
+    "quantize_rows_fp8": ("hidden",),
     "bias_act_": ("intermediate",),
     "embed_layer_norm": ("hidden", "vocab"),
     "prefix_concat": ("hidden", "vocab"),
@@ -67,6 +68,7 @@ WITHOUT_TEXTS = tuple(op.name for op in ROWWISE_OPS if op.name != "qk_norm_rope_
 USED_BY: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("add_rms_norm", "add_rms_norm_fp8", "prefix_concat"), DECODERS),
     **dict.fromkeys(("silu_and_mul", "silu_and_mul_fp8"), DECODERS),
+    "quantize_rows_fp8": (*DECODERS, *ENCODERS),
     "qk_norm_rope_": (*DECODERS, "qwen3-0.6b"),
     **dict.fromkeys(("add_layer_norm", "add_layer_norm_fp8", "bias_act_"), ENCODERS),
     **dict.fromkeys(("embed_layer_norm", "segment_pool"), ENCODERS),

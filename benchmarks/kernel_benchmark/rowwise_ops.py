@@ -23,6 +23,7 @@ from c2v_engine.kernels.add_rms_norm import (
 )
 from c2v_engine.kernels.bias_act import bias_act_, bias_act_reference_
 from c2v_engine.kernels.qk_norm_rope import qk_norm_rope_, qk_norm_rope_reference_
+from c2v_engine.kernels.quantize_rows import quantize_rows_fp8, quantize_rows_fp8_reference
 from c2v_engine.kernels.silu_and_mul import (
     silu_and_mul,
     silu_and_mul_fp8,
@@ -151,6 +152,15 @@ def silu_fp8_bytes(sizes: Sizes, e: int) -> int:
     return sizes["tokens"] * (sizes["intermediate"] * (2 * e + 1) + SCALE)
 
 
+def make_quantize(sizes: Sizes, draw: Draw) -> Arguments:
+    return {"x": draw.normal(sizes["tokens"], sizes["hidden"])}
+
+
+def quantize_fp8_bytes(sizes: Sizes, e: int) -> int:
+    """X read, one byte a value and a scale a row written."""
+    return sizes["tokens"] * (sizes["hidden"] * (e + 1) + SCALE)
+
+
 def make_bias_act(sizes: Sizes, draw: Draw) -> Arguments:
     # Every call in place halves what is near 0, until only zeros are left of it: most values are
     # large enough to stay what they are.
@@ -222,6 +232,14 @@ ROWWISE_OPS = (
         silu_and_mul_fp8_reference,
         make_silu,
         silu_fp8_bytes,
+        float8=True,
+    ),
+    KernelOp(
+        "quantize_rows_fp8",
+        quantize_rows_fp8,
+        quantize_rows_fp8_reference,
+        make_quantize,
+        quantize_fp8_bytes,
         float8=True,
     ),
     KernelOp(

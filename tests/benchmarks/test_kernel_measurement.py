@@ -327,7 +327,8 @@ def test_a_gpu_too_old_for_float8_runs_the_other_kernels(small, monkeypatch):
     gpu = torch.device("cuda")
     assert OLDEST_CAPABILITIES["add_rms_norm"] == older
     assert form_of("add_rms_norm", gpu) == "triton"
-    for name in ("add_rms_norm_fp8", "add_layer_norm_fp8", "silu_and_mul_fp8"):
+    float8 = ("add_rms_norm_fp8", "add_layer_norm_fp8", "silu_and_mul_fp8", "quantize_rows_fp8")
+    for name in float8:
         assert form_of(name, gpu) == "pytorch"
         unusable = providers.ours(small(name), gpu)
         assert unusable.name == "ours"

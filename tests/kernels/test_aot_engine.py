@@ -19,6 +19,7 @@ NOT_LAUNCHED = {
     ("add_layer_norm_fp8", ""): FLOAT8,
     ("add_layer_norm_fp8", "with x's bias"): FLOAT8,
     ("silu_and_mul_fp8", ""): FLOAT8,
+    ("quantize_rows_fp8", ""): FLOAT8,
     ("add_layer_norm", "with x's bias"): PRODUCT_ADDS_IT,
     ("bias_act_", "gelu and bias"): PRODUCT_ADDS_IT,
     ("bias_act_", "gelu_tanh and bias"): PRODUCT_ADDS_IT,
