@@ -184,26 +184,23 @@ std::tuple<Tensor, Tensor> quantize_rows_int8(Tensor x) {
   return {values, scales};
 }
 
-void scale_rows(Tensor x, Tensor scales, std::optional<Tensor> bias, Tensor scaled) {
-  constexpr const char* op = "scale_rows";
+void scale_rows_(Tensor x, Tensor scales, std::optional<Tensor> bias) {
+  constexpr const char* op = "scale_rows_";
   check_main(x, op, "x");
+  check_writable(x, op, "x");
   const int64_t rows = x.size(0), size = x.size(1);
-  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float, op, ": x must be float32");
-  check_matrix(scales, x, rows, 1, op, "scales");
-  STD_TORCH_CHECK(scaled.is_cpu() && scaled.dim() == 2 && scaled.size(0) == rows &&
-                      scaled.size(1) == size,
-                  op, ": scaled must be [", rows, ", ", size, "]");
-  check_writable(scaled, op, "scaled");
-  if (bias.has_value()) check_vector(*bias, scaled, size, op, "bias");
-  const Tensor read = readable(x), factors = torch::stable::contiguous(scales);
+  STD_TORCH_CHECK(scales.is_cpu() && scales.scalar_type() == ScalarType::Float &&
+                      scales.dim() == 2 && scales.size(0) == rows && scales.size(1) == 1,
+                  op, ": scales must be float32 [", rows, ", 1]");
+  if (bias.has_value()) check_vector(*bias, x, size, op, "bias");
+  const Tensor factors = torch::stable::contiguous(scales);
   const std::optional<Tensor> shift = readable(bias);
   c2v::ScaleRowsArguments a{};
-  a.x = input_rows(read);
+  a.x = output_rows(x);
   a.scales = static_cast<const float*>(factors.const_data_ptr());
   a.bias = pointer(shift);
-  a.scaled = output_rows(scaled);
   a.size = size;
-  a.dtype = float_dtype(scaled, op);
+  a.dtype = float_dtype(x, op);
   run_rows(&c2v::scale_rows_cpu, a, rows, size);
 }
 
@@ -268,7 +265,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(c2v, m) {
       "Tensor? x_bias=None) -> Tensor");
   m.def("silu_and_mul(Tensor gate_up) -> Tensor");
   m.def("quantize_rows_int8(Tensor x) -> (Tensor values, Tensor scales)");
-  m.def("scale_rows(Tensor x, Tensor scales, Tensor? bias, Tensor(a!) scaled) -> ()");
+  m.def("scale_rows_(Tensor(a!) x, Tensor scales, Tensor? bias) -> ()");
   m.def(
       "qk_norm_rope_(Tensor(a!) qkv, int num_query_heads, int num_key_heads, int head_dim, "
       "Tensor positions, Tensor cos, Tensor sin, Tensor? query_norm, Tensor? key_norm, float eps, "
@@ -280,6 +277,6 @@ STABLE_TORCH_LIBRARY_IMPL(c2v, CPU, m) {
   m.impl("add_layer_norm", TORCH_BOX(&add_layer_norm));
   m.impl("silu_and_mul", TORCH_BOX(&silu_and_mul));
   m.impl("quantize_rows_int8", TORCH_BOX(&quantize_rows_int8));
-  m.impl("scale_rows", TORCH_BOX(&scale_rows));
+  m.impl("scale_rows_", TORCH_BOX(&scale_rows_));
   m.impl("qk_norm_rope_", TORCH_BOX(&qk_norm_rope_));
 }

@@ -1,6 +1,7 @@
 // CPU kernel that writes rows in eight bits with a scale each: the second loop reads the cache.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "cpu_elements.h"
 #include "fused_rows.h"
@@ -28,6 +29,7 @@ C2V_INLINE void quantize_row(const T* C2V_RESTRICT x, uint8_t* C2V_RESTRICT valu
   const float largest = bits_to_float(std::max(bits, float_to_bits(kSmallest)));
   *scale = largest / 127.0f;
   if (bits >= kInfinity) {
+    if (bits > kInfinity) *scale = std::numeric_limits<float>::quiet_NaN();  // of one payload
     std::fill(values, values + size, uint8_t{128});
     return;
   }

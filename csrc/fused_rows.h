@@ -75,12 +75,11 @@ struct QuantizeRowsInt8Arguments {
 };
 
 struct ScaleRowsArguments {
-  InputRows x;          // [rows, size] float32, apart from what is written
+  OutputRows x;         // [rows, size], read and written
   const float* scales;  // [rows]
   const void* bias;     // [size], or null
-  OutputRows scaled;    // [rows, size]
   int64_t size;
-  Dtype dtype;  // of bias and scaled
+  Dtype dtype;
 };
 
 void add_rms_norm_cpu(const AddRmsNormArguments& arguments, int64_t begin, int64_t end);

@@ -1,4 +1,7 @@
-// CPU kernel that finishes an integer product: every row by its scale, and the bias.
+// CPU kernel that finishes an integer product in place: every row by its scale, and the bias.
+#include <cmath>
+#include <limits>
+
 #include "cpu_elements.h"
 #include "fused_rows.h"
 
@@ -6,14 +9,16 @@ namespace c2v {
 namespace {
 
 template <typename Element, typename T = typename Element::Storage>
-C2V_INLINE void scale_row(const float* C2V_RESTRICT x, float scale, const T* C2V_RESTRICT bias,
-                          T* C2V_RESTRICT scaled, int64_t size) {
+C2V_INLINE void scale_row(T* C2V_RESTRICT x, float scale, const T* C2V_RESTRICT bias,
+                          int64_t size) {
+  // Rounding to bfloat16 carries into the sign of a NaN whose lower bits are set.
+  if (std::isnan(scale)) scale = std::numeric_limits<float>::quiet_NaN();
   if (bias == nullptr) {
-    for (int64_t i = 0; i < size; ++i) scaled[i] = Element::store(x[i] * scale);
+    for (int64_t i = 0; i < size; ++i) x[i] = Element::store(Element::load(x[i]) * scale);
     return;
   }
   for (int64_t i = 0; i < size; ++i) {
-    scaled[i] = Element::store(x[i] * scale + Element::load(bias[i]));
+    x[i] = Element::store(Element::load(x[i]) * scale + Element::load(bias[i]));
   }
 }
 
@@ -22,9 +27,8 @@ struct ScaleRows {
   static C2V_INLINE void run_rows(const ScaleRowsArguments& a, int64_t begin, int64_t end) {
     using T = typename Element::Storage;
     for (int64_t row = begin; row < end; ++row) {
-      scale_row<Element>(static_cast<const float*>(a.x.data) + row * a.x.stride, a.scales[row],
-                         static_cast<const T*>(a.bias),
-                         static_cast<T*>(a.scaled.data) + row * a.scaled.stride, a.size);
+      scale_row<Element>(static_cast<T*>(a.x.data) + row * a.x.stride, a.scales[row],
+                         static_cast<const T*>(a.bias), a.size);
     }
   }
 

@@ -13,6 +13,7 @@ from row_cases import DTYPES, FLOAT32_RTOL, assert_rounded_alike, random
 from c2v_engine.kernels.add_layer_norm import add_layer_norm
 from c2v_engine.kernels.add_rms_norm import add_rms_norm
 from c2v_engine.kernels.qk_norm_rope import qk_norm_rope_
+from c2v_engine.kernels.quantize_rows import quantize_rows_int8
 from c2v_engine.kernels.silu_and_mul import silu_and_mul
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
@@ -21,6 +22,8 @@ LAUNCHERS = {
     "add_layer_norm": "AddLayerNormArguments",
     "silu_and_mul": "SiluAndMulArguments",
     "qk_norm_rope": "QkNormRopeArguments",
+    "quantize_rows_int8": "QuantizeRowsInt8Arguments",
+    "scale_rows": "ScaleRowsArguments",
 }
 SHIM = '#include "fused_rows.h"\n' + "\n".join(
     f'extern "C" void {op}(const c2v::{arguments}& a, int64_t rows)'
@@ -140,12 +143,37 @@ def test_every_instruction_set_gives_the_same_rotation(library, head_dim, dtype)
     torch.testing.assert_close(rotated, same, rtol=0, atol={2: 0.08, 4: 1e-5}[dtype.itemsize])
 
 
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [3, 123, 896])
+def test_every_instruction_set_gives_the_same_bytes_and_scales_rows_alike(library, width, dtype):
+    code = ctypes.c_int(DTYPES.index(dtype))
+    x = random(ROWS, width, dtype=dtype)
+    x[3, 2], x[5] = torch.nan, 0
+    values, scales = torch.empty(ROWS, width, dtype=torch.uint8), torch.empty(ROWS, 1)
+    library.quantize_rows_int8(arguments(Rows(x), values, scales, width, code), ROWS)
+    same_values, same_scales = quantize_rows_int8(x)
+    assert torch.equal(values, same_values)
+    assert torch.equal(scales.view(torch.int32), same_scales.view(torch.int32))
+
+    factors, bias = random(ROWS, 1, seed=2).abs(), random(width, dtype=dtype, seed=3)
+    for shift in (ctypes.c_void_p(None), bias):
+        scaled, same = (random(ROWS, width, dtype=dtype, seed=1) for _ in range(2))
+        members = (Rows(scaled), factors, shift)
+        library.scale_rows(arguments(*members, width, code), ROWS)
+        torch.ops.c2v.scale_rows_(same, factors, bias if shift is bias else None)
+        # A product and a sum may be rounded at once or apart, near zero by a few ulps.
+        torch.testing.assert_close(scaled, same, rtol=2 * torch.finfo(dtype).eps, atol=2.0**-20)
+
+
 CALLS = """
 import torch
 from c2v_engine.kernels._extension import load_extension
 from c2v_engine.kernels.add_layer_norm import add_layer_norm
 from c2v_engine.kernels.add_rms_norm import add_rms_norm
+from c2v_engine.kernels import linear_int8
 from c2v_engine.kernels.qk_norm_rope import qk_norm_rope_
+from c2v_engine.kernels.quantize_rows import quantize_rows_int8
 from c2v_engine.kernels.silu_and_mul import silu_and_mul
 x, residual, w = torch.arange(8.0).reshape(2, 4), torch.ones(2, 4), torch.ones(4)
 show = lambda tensor: print([round(value, 3) for value in tensor.flatten().tolist()])
@@ -157,6 +185,12 @@ tables = (torch.full((2, 1), 0.6), torch.full((2, 1), 0.8))
 heads = dict(num_query_heads=1, num_key_heads=1, head_dim=2)
 qk_norm_rope_(x, torch.tensor([0, 1], dtype=torch.int32), *tables, **heads)
 show(x)
+values, scales = quantize_rows_int8(torch.arange(8.0).reshape(2, 4))
+show(values.float())
+show(scales)
+scaled = values.float()
+torch.ops.c2v.scale_rows_(scaled, scales, w)
+show(scaled)
 print(load_extension().available)
 """
 
