@@ -69,7 +69,7 @@ class ShapeChooser:
             wasteful and self._rounding.block_rows is None
         ):
             return None
-        longest = min(tokens, self._max_length)
+        longest = min(tokens, self._max_length - prompt_rows)
         encoder_longest = min(encoder_tokens, self._encoder_max_length)
         return BatchShape(count, tokens, encoder_tokens, longest, encoder_longest)
 
