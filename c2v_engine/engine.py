@@ -91,7 +91,9 @@ class Causal2Vec:
             device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
             dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: bfloat16 on CUDA, on a CPU
                 bfloat16 only if the checkpoint is stored in it and the CPU has the instructions,
-                else float32.
+                else float32. ``float8`` (GPUs of compute capability 8.9) and ``int8`` (CPUs with
+                products of bytes) have 8 bits in the decoder's linear layers: weights with a scale
+                for every output, rows with one each.
             attention: ``auto`` or a backend's name; see ``c2v doctor``.
             devices: of worker processes that share the texts, in place of ``device``: numbers of
                 GPUs, or names; ``["cpu", "cpu"]`` runs two processes on the CPU. They are started

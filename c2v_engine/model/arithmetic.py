@@ -7,10 +7,12 @@ from typing import ClassVar
 
 import torch
 
-from c2v_engine.kernels.add_rms_norm import add_rms_norm
-from c2v_engine.kernels.silu_and_mul import silu_and_mul
-from c2v_engine.model.linear import Linear, Operand, make_linear
+from c2v_engine.kernels.add_rms_norm import add_rms_norm, add_rms_norm_fp8
+from c2v_engine.kernels.quantize_rows import quantize_rows_fp8, quantize_rows_int8
+from c2v_engine.kernels.silu_and_mul import silu_and_mul, silu_and_mul_fp8
+from c2v_engine.model.linear import Linear, Operand, QuantizedRows, make_linear
 from c2v_engine.model.loading import Placement
+from c2v_engine.model.quantized_linear import Float8Linear, Int8Linear
 
 
 class Arithmetic(ABC):
@@ -69,6 +71,61 @@ class PlainArithmetic(Arithmetic):
         return x
 
 
+class Float8Arithmetic(Arithmetic):
+    """Products of float8 rows, quantised in the passes that stand before them."""
+
+    name = "float8"
+
+    def linear(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, activation: str | None
+    ) -> Linear:
+        """See the base class."""
+        assert activation is None  # no layer of a decoder has one of its own
+        return Float8Linear(weight, bias)
+
+    def add_rms_norm(
+        self, residual: torch.Tensor, x: torch.Tensor | None, weight: torch.Tensor, eps: float
+    ) -> Operand:
+        """See the base class."""
+        return QuantizedRows(*add_rms_norm_fp8(residual, x, weight, eps=eps))
+
+    def silu_and_mul(self, gate_up: torch.Tensor) -> Operand:
+        """See the base class."""
+        return QuantizedRows(*silu_and_mul_fp8(gate_up))
+
+    def operand(self, x: torch.Tensor) -> Operand:
+        """See the base class."""
+        return QuantizedRows(*quantize_rows_fp8(x))
+
+
+class Int8Arithmetic(Arithmetic):
+    """Products of rows of bytes, on the CPU."""
+
+    name = "int8"
+
+    def linear(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, activation: str | None
+    ) -> Linear:
+        """See the base class."""
+        assert activation is None
+        return Int8Linear(weight, bias)
+
+    def add_rms_norm(
+        self, residual: torch.Tensor, x: torch.Tensor | None, weight: torch.Tensor, eps: float
+    ) -> Operand:
+        """See the base class."""
+        return self.operand(add_rms_norm(residual, x, weight, eps=eps))
+
+    def silu_and_mul(self, gate_up: torch.Tensor) -> Operand:
+        """See the base class."""
+        return self.operand(silu_and_mul(gate_up))
+
+    def operand(self, x: torch.Tensor) -> Operand:
+        """See the base class."""
+        return QuantizedRows(*quantize_rows_int8(x))
+
+
 def make_arithmetic(placement: Placement) -> Arithmetic:
     """The arithmetic of a decoder's linear layers where it is placed."""
-    return PlainArithmetic()
+    kinds = (PlainArithmetic, Float8Arithmetic, Int8Arithmetic)
+    return {kind.name: kind for kind in kinds}[placement.weights]()

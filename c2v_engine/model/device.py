@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 
 from c2v_engine.errors import BackendError
+from c2v_engine.kernels.float8 import FLOAT8_CAPABILITY
+from c2v_engine.kernels.linear_int8 import why_not_int8
 
 WeightsDtype = Literal["dtype", "float8", "int8"]
 """What a decoder's linear layers multiply in: the dtype of its hidden states, or 8 bits."""
@@ -47,10 +49,12 @@ def cpu_has_bfloat16() -> bool:
 def resolve_dtype(
     name: str, device: torch.device, stored_dtype: torch.dtype
 ) -> tuple[torch.dtype, WeightsDtype]:
-    """The dtype of that name, and what the decoder's linear layers multiply in.
+    """The dtype of hidden states for that name, and what the decoder's linear layers multiply in.
 
     ``auto`` is bfloat16 on CUDA, or float16 where the GPU has no bfloat16; on a CPU bfloat16 only
-    if the checkpoint is stored in it and the CPU has the instructions, else float32.
+    if the checkpoint is stored in it and the CPU has the instructions, else float32. ``float8`` is
+    for GPUs of compute capability 8.9 and ``int8`` for CPUs: 8 bits in the decoder's linear layers,
+    and around them bfloat16 (float32 on a CPU without it).
 
     Raises:
         BackendError: an unknown name, or one that can not be used on the device.
@@ -63,4 +67,26 @@ def resolve_dtype(
         return (torch.bfloat16 if fits else torch.float32), "dtype"
     if name in DTYPES:
         return DTYPES[name], "dtype"
-    raise BackendError(f"dtype is {name!r}, expected auto, {', '.join(DTYPES)}")
+    if name == "float8":
+        _refuse("float8", device, why_not_float8(device))
+        return torch.bfloat16, "float8"
+    if name == "int8":
+        reason = why_not_int8() if device.type == "cpu" else "it is for CPUs; a GPU has float8"
+        _refuse("int8", device, reason)
+        return (torch.bfloat16 if cpu_has_bfloat16() else torch.float32), "int8"
+    raise BackendError(f"dtype is {name!r}, expected auto, {', '.join(DTYPES)}, float8 or int8")
+
+
+def _refuse(name: str, device: torch.device, reason: str | None) -> None:
+    if reason is not None:
+        raise BackendError(f"dtype {name!r} can not be used on {device}: {reason}")
+
+
+def why_not_float8(device: torch.device) -> str | None:
+    """Why a device can not multiply in float8, or None where it can."""
+    if device.type != "cuda":
+        return "it needs a CUDA GPU of compute capability 8.9; a CPU has int8"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FLOAT8_CAPABILITY:
+        return f"it needs compute capability 8.9, this GPU has {capability[0]}.{capability[1]}"
+    return None

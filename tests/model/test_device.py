@@ -81,7 +81,7 @@ def test_a_dtype_is_taken_by_its_name(name):
     assert resolve_dtype(name, CPU, torch.float32) == (getattr(torch, name), "dtype")
 
 
-@pytest.mark.parametrize("name", ["float64", "int8", "half", "torch.float32", "", None])
+@pytest.mark.parametrize("name", ["float64", "int4", "half", "torch.float32", "", None])
 def test_another_dtype_is_refused_by_its_name(name):
     assert_refused(lambda: resolve_dtype(name, CPU, torch.float32), f"dtype is {name!r}", "float16")
 
