@@ -151,8 +151,10 @@ def _silu_and_mul(model: Model, batch: Batch, new: _Tensors) -> Variants:
 
 
 def _quantize_rows(model: Model, batch: Batch, new: _Tensors) -> Variants:
-    if model.kind != "heads":  # what attention gives
+    if model.kind == "decoder":  # what attention gives
         yield "", (new(batch.tokens, model.query_size),)
+        # Where the gate's activation is not SiLU, no pass of ours quantises the product.
+        yield "of a gated product", (new(batch.tokens, model.intermediate),)
 
 
 def _bias_act(model: Model, batch: Batch, new: _Tensors) -> Variants:
@@ -196,6 +198,11 @@ def _prefix_concat(model: Model, batch: Batch, new: _Tensors) -> Variants:
     ids, table = new.int32(batch.tokens), new(VOCABULARY, model.hidden)
     yield "", (ids, table, new(batch.texts, model.hidden))
     yield "no context", (ids, table, None)
+    # The keys and values of a shared prompt, before every text's own: of all layers but the last
+    # these are views of the joined projection.
+    width = 2 * model.key_size
+    joined = new(batch.tokens, model.query_size + width)[:, model.query_size :]
+    yield "keys behind a prompt", (ids, joined, new(batch.texts, width))
 
 
 def _qk_norm_rope(model: Model, batch: Batch, new: _Tensors) -> Variants:

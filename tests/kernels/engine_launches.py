@@ -17,16 +17,22 @@ from aot_launches import recorded_launches
 from transformers import BertConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from c2v_engine.kernels._ops import TRITON_FORMS
-from c2v_engine.model import decoder, encoder, projector
+from c2v_engine.model import encoder, projector
+from c2v_engine.model.arithmetic import make_arithmetic
 from c2v_engine.model.attention.select import BACKENDS
 from c2v_engine.model.causal2vec import ContextModel, PackedCausal2Vec
 from c2v_engine.model.config import Causal2VecConfig, EncoderConfig, ProjectorConfig
+from c2v_engine.model.decoder_loading import load_decoder
+from c2v_engine.model.loading import Placement
 from c2v_engine.model.pooling import OutputFormat
-from c2v_engine.runtime.packing import PackingRules, pack
+from c2v_engine.model.rounding import NoRounding
+from c2v_engine.runtime.packing import PackingRules, lay_out
 from c2v_engine.runtime.tokenization import TokenizedText
 
 META = torch.device("meta")
 CAPABILITY = 90
+FLOAT8 = (torch.bfloat16, "float8")
+PROMPT = tuple(range(33))
 STOCK = {
     "Mistral-7B": MistralConfig,
     "S-LLaMA-1.3B": LlamaConfig,
@@ -49,9 +55,6 @@ class Folder:
     """In place of a folder of weights: holds every name, in the shape that is asked for."""
 
     names = ()
-
-    def __init__(self, *path):
-        pass
 
     def __contains__(self, name):
         return True
@@ -100,21 +103,24 @@ def engines():
         yield label, model.hidden, partial(build, model, activations, config)
 
 
-def build(model, activations, config, dtype):
+def build(model, activations, config, dtype, weights="dtype"):
     attention = BACKENDS["packed_triton"]()
     stock = stock_config(model, hidden_act=activations[0])
-    loaded = decoder.Decoder.load("", stock, 512, dtype, META)
+    place = Placement(META, dtype, weights)
+    loaded = load_decoder(Folder(), stock, 512, place, make_arithmetic(place), "")
     context = None
     if config.encoder is not None:
+        stock = stock_config(BERT, hidden_act=activations[1])
+        sizes = BERT.hidden, model.hidden
         context = ContextModel(
-            encoder.Encoder.load("", stock_config(BERT, hidden_act=activations[1]), dtype, META),
+            encoder.Encoder.load(Folder(), stock, place, ""),
             attention,
-            projector.Projector.load("", config.projector, BERT.hidden, model.hidden, dtype, META),
+            projector.Projector.load(Folder(), config.projector, *sizes, place),
         )
-    return PackedCausal2Vec(config, loaded, attention, context)
+    return PackedCausal2Vec(config, loaded, attention, context, place.rounding)
 
 
-def batch_of(config, texts, length):
+def batch_of(config, texts, length, prompt):
     """Like texts; the encoder reads them in two passes, for want of budget."""
     template = config.parsed_template
     sizes = [1 if entry.format is None else length for entry in template.entries]
@@ -122,25 +128,34 @@ def batch_of(config, texts, length):
     windows = (np.zeros(length, dtype=np.int32),) if config.encoder else ()
     text = TokenizedText(np.zeros(bounds[-1], dtype=np.int32), bounds, windows)
     rules = PackingRules.from_template(template, config.encoder.pooling if windows else "mean")
-    return pack([text] * texts, rules, texts * length // 2 + 1, META)
+    return lay_out([text] * texts, rules, texts * length // 2 + 1, NoRounding(), prompt)
+
+
+def run(engine, texts, length, width):
+    """Embeds a batch as it is, and where the template allows it behind a shared prompt."""
+    prompts = [()]
+    if length > len(PROMPT) and engine.config.template == ("{text}", "<eos>"):
+        prompts.append(PROMPT)
+    for prompt in prompts:
+        batch = batch_of(engine.config, texts, length, prompt)
+        states = engine.prompt_states(prompt) if prompt else None
+        buffer = torch.empty(len(batch.buffer), dtype=torch.int32, device=META)
+        engine.forward(batch.on(buffer), OutputFormat(keep=width), states)
 
 
 def main():
-    for module in (decoder, encoder, projector):
-        module.WeightFolder = Folder
     for name, form in TRITON_FORMS.items():
         setattr(torch.ops.c2v, name, as_on_cuda(getattr(torch.ops.c2v, name), form))
     compiled = record(TRITON_FORMS, CAPABILITY)
     unknown, launched = {}, {}
     for label, width, make in engines():
-        for dtype in DTYPES:
-            engine = make(dtype)
+        for dtype, weights in (*((dtype, "dtype") for dtype in DTYPES), FLOAT8):
+            engine = make(dtype, weights)
             with recorded_launches(CAPABILITY) as launches:
                 for texts, length in ((1, 1), (7, 200)):
-                    batch = batch_of(engine.config, texts, length)
-                    engine.forward(batch, OutputFormat(keep=width))
+                    run(engine, texts, length, width)
             for launch in launches:
-                launched.setdefault(launch.key, (launch, f"{label}, {dtype}"))
+                launched.setdefault(launch.key, (launch, f"{label}, {dtype}, {weights}"))
     for key in launched.keys() - {entry.launch.key for entry in compiled}:
         launch, where = launched[key]
         unknown[f"{launch.kernel} {launch.source.constants}"] = where

@@ -8,18 +8,21 @@ from compiling import run_compiler
 
 pytest.importorskip("triton")
 
-FLOAT8 = "no product of the engine reads float8 yet"
+BFLOAT16 = "around float8 the engine computes in bfloat16"
+ENCODER = "encoders are not computed in float8"
 PRODUCT_ADDS_IT = "for callers whose product leaves its bias out; the engine's products add theirs"
 ALL_ROWS = "the engine's encoder attends from every row, in its last layer too"
 HEADS = "stands for models with heads of this size, of which only the heads are compiled"
 
 NOT_LAUNCHED = {
-    ("add_rms_norm_fp8", "alone"): FLOAT8,
-    ("add_rms_norm_fp8", ""): FLOAT8,
-    ("add_layer_norm_fp8", ""): FLOAT8,
-    ("add_layer_norm_fp8", "with x's bias"): FLOAT8,
-    ("silu_and_mul_fp8", ""): FLOAT8,
-    ("quantize_rows_fp8", ""): FLOAT8,
+    ("add_layer_norm_fp8", ""): ENCODER,
+    ("add_layer_norm_fp8", "with x's bias"): ENCODER,
+    ("add_rms_norm_fp8", "float32"): BFLOAT16,
+    ("add_rms_norm_fp8", "float16"): BFLOAT16,
+    ("silu_and_mul_fp8", "float32"): BFLOAT16,
+    ("silu_and_mul_fp8", "float16"): BFLOAT16,
+    ("quantize_rows_fp8", "float32"): BFLOAT16,
+    ("quantize_rows_fp8", "float16"): BFLOAT16,
     ("add_layer_norm", "with x's bias"): PRODUCT_ADDS_IT,
     ("bias_act_", "gelu and bias"): PRODUCT_ADDS_IT,
     ("bias_act_", "gelu_tanh and bias"): PRODUCT_ADDS_IT,
@@ -33,7 +36,7 @@ NOT_LAUNCHED = {
     ("packed_attention", "1 rows", "BERT-base"): ALL_ROWS,
     ("packed_attention", "2 rows", "BERT-base"): ALL_ROWS,
 }
-"""Variants of an op, all models' or one's, that are compiled ahead and not launched, and why."""
+"""Variants or dtypes of an op, all models' or one's, compiled ahead and not launched, and why."""
 
 OTHER_HEADS = {"heads of 80": HEADS, "heads of 96": HEADS, "heads of 256": HEADS}
 """Models of which nothing is launched, and why."""
@@ -49,7 +52,8 @@ def launches():
 
 def names_of(case):
     """What a case may be listed by."""
-    return (case["op"], case["variant"]), (case["op"], case["variant"], case["model"])
+    op, variant, dtype = case["op"], case["variant"], case["label"].rpartition(", ")[2]
+    return (op, variant), (op, variant, case["model"]), (op, dtype)
 
 
 def test_the_engine_launches_nothing_that_is_not_compiled_ahead(launches):
