@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import torch
 
-from c2v_engine.errors import CheckpointError, InputError
+from c2v_engine.errors import BackendError, CheckpointError, InputError
 from c2v_engine.kernels.dual_token_pool import Precision, output_dtype, output_width
 from c2v_engine.model.assemble import copy_checkpoint, create_checkpoint
 from c2v_engine.model.checkpoint import CheckpointDescription, LoadOptions
@@ -29,6 +29,7 @@ from c2v_engine.runtime.options import (
 from c2v_engine.runtime.progress import ProgressReporter
 from c2v_engine.runtime.ranges import Ranges
 from c2v_engine.runtime.runner import EncodeStats, Runner
+from c2v_engine.runtime.workers import WorkerPool
 from c2v_engine.similarity import cosine_similarity
 
 Texts = Sequence[str] | np.ndarray
@@ -120,6 +121,13 @@ class Causal2Vec:
         options = PipelineOptions(
             LoadOptions(device, dtype, attention, deterministic), share_prompts, cuda_graphs
         )
+        if devices is not None:
+            if device != "auto":
+                raise BackendError(
+                    f"device is {device!r} and devices is {devices!r}, expected only one of them"
+                )
+            pool = WorkerPool(directory, options, devices)
+            return cls(pool.description, name, pool, pool.placement)
         pipeline = open_pipeline(directory, options)
         checkpoint = pipeline.checkpoint
         return cls(checkpoint.description, name, pipeline, checkpoint.placement)

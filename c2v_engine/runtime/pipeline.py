@@ -316,7 +316,7 @@ class EmbeddingPipeline(Runner):
     ) -> Iterator[_Window]:
         """Cut the input into windows and set their tokenisation going."""
         first_row = 0
-        while window_texts := _take_window(texts, first_row):
+        while window_texts := take_window(texts, first_row):
             places: dict[str, list[int]] = {}
             for place, text in enumerate(window_texts):
                 places.setdefault(text, []).append(place)
@@ -390,7 +390,7 @@ def _describe(config: Any, parameters: int, embeddings: torch.Tensor) -> str:
     )
 
 
-def _take_window(texts: Iterator[object], first_row: int) -> list[str]:
+def take_window(texts: Iterator[object], first_row: int) -> list[str]:
     """The next texts, bounded in number and characters.
 
     Raises:
