@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.process
 import os
 import signal
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
@@ -20,8 +22,9 @@ from c2v_engine.runtime.opening import PipelineOptions
 from c2v_engine.runtime.units import Unit
 from c2v_engine.runtime.worker_process import Failed, Opener, Ready, serve
 
-# Workers end by themselves when their pipe does; one that does not is killed.
+# A worker that does not end when it is told to is killed.
 _END_SECONDS = 5.0
+_started: weakref.WeakSet[SpawnProcess] = weakref.WeakSet()
 
 
 @dataclass(eq=False)
@@ -128,6 +131,7 @@ def _start(device: str, arguments: tuple[Any, ...]) -> Worker:
         raise
     finally:
         theirs.close()  # so that the pipe ends when the worker does
+    _started.add(process)
     return Worker(device, process, ours)
 
 
@@ -145,6 +149,7 @@ def end_workers(workers: Sequence[Worker]) -> None:
     """End processes, whatever they are doing, and wait for that."""
     for worker in workers:
         worker.connection.close()
+        worker.process.terminate()  # the pipe may be held open by a forked copy of this process
     for worker in workers:
         worker.process.join(_END_SECONDS)
         if worker.process.exitcode is None:
@@ -171,3 +176,12 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return "unknown"
+
+
+def _disown() -> None:
+    """In a forked copy: multiprocessing would end the workers of the original as the copy exits."""
+    getattr(multiprocessing.process, "_children", set()).difference_update(_started)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -516,7 +517,7 @@ def test_a_pool_that_is_forgotten_ends(open_pool):
 # --- the parent's end -----------------------------------------------------------------------------
 
 SCRIPT = """
-import sys
+import os, sys, time
 from pathlib import Path
 import worker_fakes
 from c2v_engine.model.pooling import OutputFormat
@@ -530,6 +531,9 @@ def run(pool, texts):
 def main(gate):
     pool = WorkerPool({directory!r}, PipelineOptions(), ["cpu", "cpu"], worker_fakes.open_fake)
     print(*(worker.process.pid for worker in pool._dispatcher._workers), flush=True)
+    if not (forked := os.fork()):
+        return  # a copy that ends as any program does
+    os.waitpid(forked, 0)
     pipeline._WINDOW_TEXTS = 2
     def texts():
         yield from (f"gate {{gate}}" + " " * n for n in range(4))
@@ -539,6 +543,8 @@ def main(gate):
     except KeyboardInterrupt:
         gate.touch()
         print("interrupted", run(pool, ["a", "b"]), flush=True)
+    if not os.fork():  # a copy that lives on, with all that the parent had open
+        time.sleep(1000)
     if sys.stdin.readline():
         return
 
@@ -547,26 +553,36 @@ if __name__ {guard}:
 """
 
 
-def start_script(checkpoint, tmp_path, guard="== '__main__'"):
-    path = tmp_path / "script.py"
+@contextmanager
+def running_script(checkpoint, tmp_path, guard="== '__main__'"):
+    """The script in a session of its own, and the file with its complaints."""
+    path, complaints = tmp_path / "script.py", tmp_path / "complaints"
     directory, gate = str(checkpoint(Recipe())), str(tmp_path / "gate")
     path.write_text(SCRIPT.format(directory=directory, gate=gate, guard=guard))
     folders = [str(Path(__file__).parent), *filter(None, sys.path)]
-    return subprocess.Popen(
-        [sys.executable, str(path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
-    )
+    with open(complaints, "w") as errors:
+        script = subprocess.Popen(
+            [sys.executable, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
+        )
+    try:
+        yield script, complaints
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(script.pid, signal.SIGKILL)
+        script.stdin.close()
+        script.stdout.close()
+        script.wait()
 
 
 @pytest.mark.parametrize("end", ["exit", "kill"])
 def test_workers_outlive_an_interrupt_but_not_their_parent(checkpoint, tmp_path, end):
-    parent = start_script(checkpoint, tmp_path)
-    try:
+    with running_script(checkpoint, tmp_path) as (parent, complaints):
         pids = list(map(int, parent.stdout.readline().split()))
         assert len(pids) == 2
         assert parent.stdout.readline() == "running\n"
@@ -575,24 +591,22 @@ def test_workers_outlive_an_interrupt_but_not_their_parent(checkpoint, tmp_path,
         assert all(map(alive, pids))
         if end == "kill":
             parent.kill()
-        _, complaints = parent.communicate("end\n" if end == "exit" else None)
+        else:
+            parent.stdin.write("end\n")
+            parent.stdin.flush()
+        assert parent.wait(PATIENCE_SECONDS) == (0 if end == "exit" else -signal.SIGKILL)
         eventually(lambda: not any(map(alive, pids)))
-        assert complaints == ""
-        assert parent.returncode == (0 if end == "exit" else -signal.SIGKILL)
-    finally:
-        parent.kill()
+        assert complaints.read_text() == ""
 
 
 def test_a_script_that_does_not_guard_its_start_is_told_to(checkpoint, tmp_path):
-    script = start_script(checkpoint, tmp_path, guard="in ('__main__', '__mp_main__')")
-    try:
-        printed, complaints = script.communicate("end\n", timeout=PATIENCE_SECONDS)
-    finally:
-        script.kill()
-    assert script.returncode == 1
-    assert printed == ""
-    assert "BackendError: the worker process on cpu ended with exit code 1 before" in complaints
-    assert "if __name__ == '__main__'" in complaints.splitlines()[-1]
+    guard = "in ('__main__', '__mp_main__')"
+    with running_script(checkpoint, tmp_path, guard) as (script, complaints):
+        assert script.wait(PATIENCE_SECONDS) == 1
+        assert script.stdout.read() == ""
+        [*_, last] = complaints.read_text().splitlines()
+    assert "BackendError: the worker process on cpu ended with exit code 1 before" in last
+    assert "if __name__ == '__main__'" in last
 
 
 # --- mistakes -------------------------------------------------------------------------------------

@@ -14,10 +14,11 @@ import torch
 
 from c2v_engine.errors import CheckpointError, TextError
 from c2v_engine.model.loading import Placement
+from c2v_engine.runtime import worker_process
 from c2v_engine.runtime.runner import EncodeStats, Runner
 from c2v_engine.runtime.worker_process import Opened
 
-FAILSAFE_SECONDS = 120
+FAILSAFE_SECONDS = 60
 
 
 class Fake(Runner):
@@ -57,6 +58,7 @@ class Fake(Runner):
 
 
 def open_fake(directory, options):
+    worker_process._PARENT_CHECK_SECONDS = 0.1
     return Opened(Fake(), Placement(torch.device("cpu"), torch.float32), 1)
 
 
