@@ -51,6 +51,9 @@ ColumnOption = Annotated[
 PromptNameOption = Annotated[str | None, typer.Option(help="A prompt named in the model.")]
 DtypeOption = Annotated[str, typer.Option(help="Computation: auto, float32, bfloat16, float16.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+DevicesOption = Annotated[
+    str | None, typer.Option(help="Several, a process each: GPU numbers or names, as in 0,1,2.")
+]
 BackendOption = Annotated[str, typer.Option(help="Attention backend; see c2v doctor.")]
 BatchTokensOption = Annotated[
     int | None, typer.Option(min=1, help="Most tokens computed together.")
@@ -120,6 +123,7 @@ def encode(
     truncate_dim: TruncateOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    devices: DevicesOption = None,
     attention: BackendOption = "auto",
     batch_tokens: BatchTokensOption = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an output that exists.")] = False,
@@ -149,7 +153,7 @@ def encode(
             options=options,
         )
         with job:
-            engine = _load(model, device, dtype, attention)
+            engine = _load(model, device, dtype, attention, devices)
             report = job.run(engine, choose_progress(quiet=quiet))
     if report.duplicates:
         rows = "1 row repeats" if report.duplicates == 1 else f"{report.duplicates:,} rows repeat"
@@ -280,10 +284,18 @@ def doctor() -> None:
         print(f"  {name:<{width}}  {value}" + (f"  ({note})" if note else ""))
 
 
-def _load(model: str | None, device: str, dtype: str, attention: str) -> Causal2Vec:
+def _load(
+    model: str | None, device: str, dtype: str, attention: str, devices: str | None = None
+) -> Causal2Vec:
     from c2v_engine import Causal2Vec
 
-    return Causal2Vec.from_pretrained(model, device=device, dtype=dtype, attention=attention)
+    several: dict[str, Any] = {}
+    if devices is not None:
+        names = [name.strip() for name in devices.split(",")]
+        several["devices"] = [int(name) if name.isdecimal() else name for name in names]
+    return Causal2Vec.from_pretrained(
+        model, device=device, dtype=dtype, attention=attention, **several
+    )
 
 
 def _named_prompt(argument: str) -> tuple[str, str]:

@@ -97,7 +97,9 @@ class Causal2Vec:
                 for every output, rows with one each.
             attention: ``auto`` or a backend's name; see ``c2v doctor``.
             devices: of worker processes that share the texts, in place of ``device``: numbers of
-                GPUs, or names; ``["cpu", "cpu"]`` runs two processes on the CPU. They are started
+                GPUs, or names; ``["cpu", "cpu"]`` runs two processes on the CPU, which share its
+                threads. Each process has a model of its own, also on a device that is named twice.
+                They are started
                 by the ``spawn`` method, so a script guards its own start with
                 ``if __name__ == "__main__"``; ``close()`` ends them, and so does leaving the engine
                 as a context manager.

@@ -75,6 +75,15 @@ def test_npy_has_the_precision_s_shape_and_dtype(capsys, tmp_path, source, engin
     assert found.shape == (5, engine.output_dimension(64, precision))
 
 
+def test_several_devices_write_the_same(tmp_path, source, engine):
+    output = tmp_path / "o.npy"
+    command = [sys.executable, "-m", "c2v_engine", "encode", str(source), "-o", str(output)]
+    command += ["--column", "body", "--dtype", "float32", "--devices", "cpu, cpu", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    np.testing.assert_allclose(np.load(output), engine.encode(TEXTS), rtol=0, atol=1e-5)
+
+
 def test_calibrated_model_writes_int8(capsys, tmp_path, source, engine):
     options = ["encode", source, "-o", tmp_path / "o.npy", "--column", "body"]
     options += ["--precision", "int8", "--model", tmp_path / "model"]

@@ -34,7 +34,7 @@ def test_the_python_snippets_run_and_print_what_is_shown(capsys, monkeypatch):
     monkeypatch.setattr(
         Causal2Vec, "create", staticmethod(lambda **options: created.update(options))
     )
-    names = {}
+    names = {"__name__": "__main__"}
     for source in blocks("python"):
         exec(compile(source, "README.md", "exec"), names)
     printed = capsys.readouterr().out
@@ -47,7 +47,7 @@ def test_the_python_snippets_run_and_print_what_is_shown(capsys, monkeypatch):
     ]
     # The default model runs in bfloat16 or float32, as the CPU can.
     assert np.abs(numbers[0] - numbers[1]).max() < 0.02
-    assert printed.splitlines()[-1] == "20000"
+    assert printed.splitlines()[-2:] == ["20000", "(2, 256)"]
 
 
 def test_the_commands_shown_exist():

@@ -34,7 +34,7 @@ WORDS = " ".join(corpus()).split()
 TEXTS = [" ".join(WORDS[n : n + (n * 7) % 23]) for n in range(64)]
 WINDOW = 10
 GPUS = ["cuda:0", "cuda:1"]
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 60
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -545,6 +545,7 @@ def main(gate):
         print("interrupted", run(pool, ["a", "b"]), flush=True)
     if not os.fork():  # a copy that lives on, with all that the parent had open
         time.sleep(1000)
+    print("copied", flush=True)
     if sys.stdin.readline():
         return
 
@@ -588,6 +589,7 @@ def test_workers_outlive_an_interrupt_but_not_their_parent(checkpoint, tmp_path,
         assert parent.stdout.readline() == "running\n"
         os.killpg(parent.pid, signal.SIGINT)
         assert parent.stdout.readline() == "interrupted 2\n"
+        assert parent.stdout.readline() == "copied\n"
         assert all(map(alive, pids))
         if end == "kill":
             parent.kill()

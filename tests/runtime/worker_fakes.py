@@ -18,7 +18,8 @@ from c2v_engine.runtime import worker_process
 from c2v_engine.runtime.runner import EncodeStats, Runner
 from c2v_engine.runtime.worker_process import Opened
 
-FAILSAFE_SECONDS = 60
+# More than tests wait for anything: what ends by this has failed already.
+FAILSAFE_SECONDS = 240
 
 
 class Fake(Runner):
