@@ -4,15 +4,15 @@
 
 Parts, what matters most first: build the extension in place against the installed torch; the tests
 that a GPU is for; the kernel benchmark; attention by backend; compute-sanitizer on the compiled
-pooling op, where it is on the PATH; throughput from text to vector. Each has its time, gets what
-those before it did not use, and is cut with a note when it is up. Every result is written as it
-comes:
+pooling op, where it is on the PATH; the engine benchmark, from texts to vectors. Each has its time,
+gets what those before it did not use, and is cut with a note when it is up. Every result is written
+as it comes:
 
     gpu.json          machine, sources, how each part went, and what is wrong
     tests.json        each test file: counts, failures, reasons of skips
     kernels.json      the kernel benchmark, every repetition
     attention.json    likewise
-    throughput.json   texts a second by attention backend
+    engine.json       the engine benchmark, every repetition, stages
     gpu.log           what the parts printed
 
 Ends with status 0 only where the build, all tests and every agreement with a reference passed.

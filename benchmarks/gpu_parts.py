@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine_benchmark.report import goal_lines
+from engine_benchmark.report import verdict as engine_verdict
 from gpu_tests import gpu_test_files, run_test_files
 from kernel_benchmark.record import Record
 from kernel_benchmark.report import verdict
@@ -157,26 +159,28 @@ def sanitizer(run: Run, seconds: float) -> dict[str, Any]:
     return fields
 
 
-def throughput(run: Run, seconds: float) -> dict[str, Any]:
-    """Measures texts a second by backend."""
-    path = run.out / "throughput.json"
-    command = [sys.executable, "benchmarks/bench_gpu_encode.py", "--json", str(path)]
+def engine(run: Run, seconds: float) -> dict[str, Any]:
+    """Measures whole models, from texts to vectors, and what has become of the goals."""
+    path = run.out / "engine.json"
+    path.unlink(missing_ok=True)
+    command = [sys.executable, "benchmarks/bench_engine.py", "--json", str(path)]
     command += ["--budget", str(max(seconds - START_AND_END, 1.0))]
     command += ["--commit", run.commit] if run.commit else []
-    fields = run.command("throughput", command, seconds)[1]
+    ended, fields = run.command("engine", command, seconds)
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    note = content.get("backends", {}).get("auto", {}).get("note", "")
-    if note and not note.startswith("cut"):
-        run.problems.append(f"throughput: {note}")
-    return fields
+    run.problems += [f"engine: {problem}" for problem in engine_verdict(content)]
+    if ended.status not in (0, 1, None):
+        run.problems.append(f"engine: {ended.note}")
+    found = {**fields, "results": len(content.get("results", [])), "goals": goal_lines(content)}
+    return {**found, "cut": content.get("cut"), "running": content.get("running")}
 
 
 PARTS = (
-    Part("build", 100.0, build),
-    Part("tests", 195.0, tests),
-    Part("kernels", 115.0, kernels),
-    Part("attention", 75.0, attention),
-    Part("sanitizer", 35.0, sanitizer),
-    Part("throughput", 40.0, throughput),
+    Part("build", 90.0, build),
+    Part("tests", 150.0, tests),
+    Part("kernels", 70.0, kernels),
+    Part("attention", 45.0, attention),
+    Part("sanitizer", 15.0, sanitizer),
+    Part("engine", 190.0, engine),
 )
 """In the order in which they run, nine minutes and twenty seconds in all."""

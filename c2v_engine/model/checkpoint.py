@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -19,7 +19,7 @@ from c2v_engine.model.decoder_loading import load_decoder
 from c2v_engine.model.decoder_shape import DecoderShape
 from c2v_engine.model.device import resolve_device, resolve_dtype
 from c2v_engine.model.encoder import Encoder, check_encoder_length
-from c2v_engine.model.loading import Placement
+from c2v_engine.model.loading import Placement, WeightSource
 from c2v_engine.model.lora import LoraAdapter
 from c2v_engine.model.projector import PROJECTOR_NAME, Projector
 from c2v_engine.model.weights import WeightFolder
@@ -115,6 +115,14 @@ class LoadOptions:
         return Placement(device, dtype, weights, self.deterministic)
 
 
+class WeightOpener(Protocol):
+    """Opens the weights of a folder, or of one file in it, as ``WeightFolder`` does."""
+
+    def __call__(self, folder: Path, filename: str | None = None) -> WeightSource:
+        """The weights of ``model.safetensors`` or its shards, or of another file."""
+        ...
+
+
 def load_checkpoint(directory: str | Path, options: LoadOptions | None = None) -> Checkpoint:
     """Open a checkpoint directory.
 
@@ -128,14 +136,32 @@ def load_checkpoint(directory: str | Path, options: LoadOptions | None = None) -
         BackendError: a device, dtype or backend that can not be used here.
     """
     options = LoadOptions() if options is None else options
-    description = CheckpointDescription.read(directory)
+    return load_described(CheckpointDescription.read(directory), options)
+
+
+def load_described(
+    description: CheckpointDescription,
+    options: LoadOptions,
+    open_weights: WeightOpener = WeightFolder,
+) -> Checkpoint:
+    """Build the model of a checkpoint whose configs were read.
+
+    Args:
+        description: what it says of itself.
+        options: how it is opened.
+        open_weights: gives the weights of its folders; by default as they lie there.
+
+    Raises:
+        CheckpointError: weights or folders do not fit the description.
+        BackendError: a device, dtype or backend that can not be used here.
+    """
     placement = options.placement(description.stored_dtype)
     config, folder = description.config, description.decoder_folder
     adapter = None
     if config.decoder.adapter is not None:
         adapter = LoraAdapter(description.directory / config.decoder.adapter)
     decoder = load_decoder(
-        WeightFolder(folder),
+        open_weights(folder),
         description.decoder_config,
         config.max_length,
         placement,
@@ -146,7 +172,9 @@ def load_checkpoint(directory: str | Path, options: LoadOptions | None = None) -
     shape = decoder.shape
     group = shape.num_attention_heads // shape.num_key_value_heads
     backend = _attention(options, placement, shape.head_dim, group)
-    context = None if config.encoder is None else _load_context(description, placement, options)
+    context = None
+    if config.encoder is not None:
+        context = _load_context(description, placement, options, open_weights)
     model = PackedCausal2Vec(config, decoder, backend, context, placement.rounding)
     if placement.device.type == "cuda":
         torch.cuda.synchronize(placement.device)  # other streams will read the weights
@@ -167,16 +195,19 @@ def _attention(
 
 
 def _load_context(
-    description: CheckpointDescription, placement: Placement, options: LoadOptions
+    description: CheckpointDescription,
+    placement: Placement,
+    options: LoadOptions,
+    open_weights: WeightOpener,
 ) -> ContextModel:
     config, directory = description.config, description.directory
     assert config.encoder is not None
     assert config.projector is not None
     folder = directory / config.encoder.path
-    encoder = Encoder.load(WeightFolder(folder), description.encoder_config, placement, str(folder))
+    encoder = Encoder.load(open_weights(folder), description.encoder_config, placement, str(folder))
     check_encoder_length(encoder.shape, config.encoder.max_length, str(folder))
     projector = Projector.load(
-        WeightFolder(directory, PROJECTOR_NAME),
+        open_weights(directory, PROJECTOR_NAME),
         config.projector,
         encoder.shape.hidden_size,
         description.decoder_shape.hidden_size,

@@ -56,7 +56,7 @@ def test_packages_that_are_missing_or_too_old_are_named(monkeypatch):
 def test_the_parts_fit_into_ten_minutes_in_the_order_of_what_matters():
     assert sum(part.seconds for part in PARTS) == 560
     names = [part.name for part in PARTS]
-    assert names == ["build", "tests", "kernels", "attention", "sanitizer", "throughput"]
+    assert names == ["build", "tests", "kernels", "attention", "sanitizer", "engine"]
 
 
 def test_a_part_gets_its_own_time_and_what_is_left_of_the_others(run):
@@ -315,6 +315,32 @@ def test_a_benchmark_that_measures_nothing_is_a_problem(run, monkeypatch):
     assert run.problems == ["attention: nothing was measured"]
 
 
+def test_the_engine_benchmark_s_findings_are_problems_and_its_goals_are_told(run, monkeypatch):
+    wrong = {"case": "m/128", "provider": "padded bfloat16", "status": "wrong", "reason": "far"}
+    good = {"case": "m/128", "provider": "engine bfloat16", "status": "ok", "reason": ""}
+    content = {"results": [good, wrong], "cut": {"after_s": 9.0, "not_measured": ["m/32"]}}
+    path = run.out / "engine.json"
+    path.write_text("of an earlier run")
+    commands = Commands(run, (1, lambda: path.write_text(json.dumps(content))))
+    monkeypatch.setattr(Run, "command", lambda self, *a, **k: commands(*a, **k))
+    found = gpu_parts.engine(run, 100.0)
+    ((command, _),) = commands.commands
+    assert command[1:3] == ["benchmarks/bench_engine.py", "--json"]
+    assert float(command[command.index("--budget") + 1]) == 100.0 - gpu_parts.START_AND_END
+    assert run.problems == ["engine: m/128, padded bfloat16: wrong: far"]
+    assert found["results"] == 2
+    assert found["cut"]["not_measured"] == ["m/32"]
+    assert any("float8 against bfloat16" in line for line in found["goals"])
+
+
+def test_an_engine_benchmark_that_writes_nothing_is_a_problem(run, monkeypatch):
+    (run.out / "engine.json").write_text(json.dumps({"results": [entry("a", "ok")]}))
+    commands = Commands(run, (-9, lambda: None))
+    monkeypatch.setattr(Run, "command", lambda self, *a, **k: commands(*a, **k))
+    gpu_parts.engine(run, 100.0)
+    assert run.problems == ["engine: nothing was measured", "engine: ended with status -9"]
+
+
 def test_a_benchmark_that_was_cut_but_agrees_is_no_problem(run, monkeypatch):
     content = {"results": [entry("b", "ok")], "cut": {"after_s": 9.0, "not_measured": ["c"]}}
     path = run.out / "kernels.json"
@@ -358,6 +384,6 @@ def test_what_a_command_prints_goes_into_the_log(run, capsys):
 
 
 def test_the_folder_never_holds_more_than_eight_files():
-    names = {"gpu.json", "tests.json", "kernels.json", "attention.json", "throughput.json"}
+    names = {"gpu.json", "tests.json", "kernels.json", "attention.json", "engine.json"}
     assert all(name in gpu.__doc__ for name in names)
     assert gpu.__doc__.count(".json") == len(names)

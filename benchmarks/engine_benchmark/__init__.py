@@ -1,0 +1,1 @@
+"""The engine benchmark: whole models from texts to vectors, against stock transformers."""

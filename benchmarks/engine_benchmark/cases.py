@@ -1,0 +1,134 @@
+"""What is measured, in the order of what matters: the goals first, one model after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine_benchmark.providers import Spec
+from engine_benchmark.shapes import MODELS
+from engine_benchmark.synthetic import INSTRUCTION_FIRST, TEMPLATE
+from engine_benchmark.workloads import Lengths
+
+__all__ = ["Case", "full_cases", "small_cases"]
+
+LOG_NORMAL = Lengths()
+PROMPT_TOKENS, QUERY_TOKENS, ONE_TEXT_ROWS = 32, 16, 16
+
+
+@dataclass(frozen=True)
+class Case:
+    """A workload and the providers that embed it in turns.
+
+    Attributes:
+        model: its name among the shapes.
+        lengths: of the texts.
+        tokens: rows of the decoder that a timed call computes, about.
+        specs: the providers; the others' vectors are compared with the first one's.
+        what: more of its name.
+        template: of the decoder's sequence.
+        prompt_tokens: of a prompt.
+        texts_per_call: None for all in one call.
+        stages: whether a profile of the first provider is taken too.
+    """
+
+    model: str
+    lengths: Lengths
+    tokens: int
+    specs: tuple[Spec, ...]
+    what: str = ""
+    template: tuple[str, ...] = TEMPLATE
+    prompt_tokens: int = 0
+    texts_per_call: int | None = None
+    stages: bool = False
+
+    @property
+    def name(self) -> str:
+        """In results."""
+        return "/".join(filter(None, (self.model, self.lengths.name, self.what)))
+
+    @property
+    def session(self) -> tuple[str, tuple[str, ...]]:
+        """Cases in which this is the same share their providers."""
+        return self.model, self.template
+
+
+def at_128(model: str, tokens: int, dtype: str, *others: Spec) -> Case:
+    specs = (Spec("engine", dtype), Spec("device", dtype), *others)
+    return Case(model, Lengths(128), tokens, specs, stages=True)
+
+
+def against_peers(model: str, tokens: int, dtype: str) -> Case:
+    kinds = ("engine", "padded", "packed")
+    specs = tuple(Spec(kind, dtype) for kind in kinds)  # type: ignore[arg-type]
+    return Case(model, LOG_NORMAL, tokens, specs, "peers")
+
+
+def one_text(model: str, calls: int, dtype: str) -> Case:
+    specs = (Spec("engine", dtype), Spec("engine", dtype, cuda_graphs=False))
+    rows = Lengths(ONE_TEXT_ROWS)
+    return Case(model, rows, calls * ONE_TEXT_ROWS, specs, "one text", texts_per_call=1)
+
+
+def shared_prompt(model: str, tokens: int, dtype: str) -> Case:
+    specs = (Spec("engine", dtype), Spec("engine", dtype, share_prompts=False))
+    return Case(
+        model,
+        Lengths(QUERY_TOKENS + 2),
+        tokens,
+        specs,
+        f"prompt {PROMPT_TOKENS}",
+        INSTRUCTION_FIRST,
+        PROMPT_TOKENS,
+    )
+
+
+def one_engine(model: str, rows: int, tokens: int, dtype: str) -> Case:
+    return Case(model, Lengths(rows), tokens, (Spec("engine", dtype),))
+
+
+def deterministic(model: str, tokens: int, dtype: str) -> Case:
+    specs = (Spec("engine", dtype), Spec("engine", dtype, deterministic=True))
+    return Case(model, LOG_NORMAL, tokens, specs, "deterministic")
+
+
+def full_cases(dtype: str) -> list[Case]:
+    """Of the sizes in use. A call has the tokens that take a second or two at the goals' speed."""
+    large, middle, small = "mistral-7b", "s-llama-1.3b", "qwen2.5-0.5b"
+    float8 = (Spec("engine", "float8"),) if dtype == "bfloat16" else ()
+    return [
+        at_128(large, 2**16, dtype, *float8),
+        against_peers(large, 3 * 2**14, dtype),
+        one_text(large, 32, dtype),
+        against_peers(middle, 2**17, dtype),
+        at_128(middle, 2**18, dtype),
+        against_peers(small, 2**18, dtype),
+        at_128(small, 2**19, dtype),
+        shared_prompt(large, 2**15, dtype),
+        deterministic(small, 2**18, dtype),
+        one_text(small, 64, dtype),
+        one_engine(small, 32, 2**18, dtype),
+        one_engine(small, 512, 2**18, dtype),
+        deterministic(middle, 2**17, dtype),
+        one_engine(middle, 32, 2**17, dtype),
+        one_engine(middle, 512, 2**17, dtype),
+        one_engine(large, 32, 2**15, dtype),
+        one_engine(large, 512, 2**16, dtype),
+    ]
+
+
+def small_cases(dtype: str) -> list[Case]:
+    """The same kinds of cases on tiny models, to try the benchmark on any machine."""
+    first, second = "tiny-mistral", "tiny-qwen2"
+    float8 = (Spec("engine", "float8"),) if dtype == "bfloat16" else ()
+    return [
+        at_128(first, 2**10, dtype, *float8),
+        against_peers(first, 2**11, dtype),
+        one_text(first, 4, dtype),
+        against_peers(second, 2**11, dtype),
+        shared_prompt(first, 2**9, dtype),
+        deterministic(second, 2**10, dtype),
+    ]
+
+
+for _case in (*full_cases("bfloat16"), *small_cases("bfloat16")):
+    assert _case.model in MODELS, _case.model

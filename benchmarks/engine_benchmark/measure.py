@@ -1,0 +1,255 @@
+"""A case from texts to entries: providers agree with the first, then they are timed in turns."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from kernel_benchmark.measure import one_line
+from kernel_benchmark.run import Budget
+from workload import Corpus
+
+from engine_benchmark.cases import Case
+from engine_benchmark.providers import Provider, Spec, UnusableError
+from engine_benchmark.session import Session
+from engine_benchmark.stages import profile_stages
+from engine_benchmark.workloads import Workload, make_workload
+
+__all__ = ["BOUNDS", "Agreement", "compare", "measure_case", "useful_operations"]
+
+CHECKED_TEXTS = 64
+PROFILED_TOKENS = 2**15
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How near the vectors of the same texts must be, as cosines.
+
+    Attributes:
+        mean: over all texts.
+        least: of every text.
+    """
+
+    mean: float
+    least: float
+
+
+BOUNDS = {
+    "float32": Agreement(0.99999, 0.99999),
+    "float16": Agreement(0.999, 0.999),
+    "bfloat16": Agreement(0.999, 0.999),
+    "float8": Agreement(0.998, 0.99),
+    "int8": Agreement(0.998, 0.99),
+}
+"""By the provider's dtype."""
+
+
+def useful_operations(session: Session, workload: Workload) -> float:
+    """2 x parameters without embeddings x tokens, of decoder and encoder.
+
+    Padding is no token; a prompt counts with every text, whoever computes it once.
+    """
+    parameters = session.synthetic.multiplied_parameters
+    return 2.0 * (
+        parameters("decoder") * workload.decoder_tokens
+        + parameters("encoder") * workload.encoder_tokens
+    )
+
+
+def compare(vectors: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Cosine of every text's two vectors, float64 ``[texts]``; NaN where one is not finite."""
+    pair = (vectors.double(), expected.double())
+    return torch.nn.functional.cosine_similarity(*pair, dim=1)
+
+
+def can_tell(expected: torch.Tensor, bound: Agreement) -> bool:
+    """Whether a text's vector is farther from those of other texts than a bound allows."""
+    cosines = torch.nn.functional.normalize(expected.double()) @ expected.double().T
+    nearest = cosines.fill_diagonal_(-1.0).amax(dim=1)
+    return bool(nearest.median() < bound.least)
+
+
+def measure_case(
+    case: Case,
+    session: Session,
+    corpus: Corpus,
+    budget: Budget,
+    repetitions: int,
+    announce: Callable[[str], None] = lambda provider: None,
+) -> list[dict[str, Any]]:
+    """Checks and times the providers of a case.
+
+    Args:
+        case: the case.
+        session: of its model and template.
+        corpus: of its texts.
+        budget: when it is over, no further repetition begins after the first.
+        repetitions: of every provider, after one that is not timed.
+        announce: called with the provider that is about to run.
+
+    Returns:
+        An entry for each provider, ``status`` telling what became of it: ``ok``, ``wrong`` (it
+        disagrees with the first and was not timed), ``failed`` (it raised) or ``unusable``.
+    """
+    workload = make_workload(
+        corpus,
+        session.tokenizer,
+        case.lengths,
+        case.tokens,
+        case.prompt_tokens,
+        case.texts_per_call,
+    )
+    entries = {spec: describe(case, spec, session, workload) for spec in case.specs}
+    calls = agreeing_calls(case, session, workload, entries, announce)
+    for spec in list(calls):  # compiles, allocates, and lets libraries choose their kernels
+        announce(spec.name)
+        noted(entries[spec], calls[spec])
+        if "status" in entries[spec]:
+            del calls[spec]
+    announce("timing")
+    for number in range(repetitions):
+        if number and budget.over:
+            break
+        for spec, call in list(calls.items()):
+            noted(entries[spec], partial(time_call, entries[spec], call, session.device))
+            if "status" in entries[spec]:
+                del calls[spec]
+    for spec in calls:
+        entries[spec].update(status="ok", **figures(entries[spec]))
+    if case.stages and case.specs[0] in calls:
+        announce("profile")
+        note_stages(entries[case.specs[0]], case, session, workload)
+    return list(entries.values())
+
+
+def agreeing_calls(
+    case: Case,
+    session: Session,
+    workload: Workload,
+    entries: dict[Spec, dict[str, Any]],
+    announce: Callable[[str], None],
+) -> dict[Spec, Callable[[], Any]]:
+    """What may be timed: the calls of providers whose vectors are the first one's."""
+    checked = workload.some(CHECKED_TEXTS)
+    expected: torch.Tensor | None = None
+    calls: dict[Spec, Callable[[], Any]] = {}
+    for spec in case.specs:
+        announce(spec.name)
+        entry = entries[spec]
+        if expected is None and spec is not case.specs[0]:
+            entry.update(status="failed", reason="there is nothing to compare its vectors with")
+            continue
+        found: list[tuple[Provider, torch.Tensor]] = []
+        noted(entry, partial(open_and_embed, spec, session, checked, found))
+        if not found:
+            continue
+        provider, vectors = found[0]
+        if expected is None:
+            expected = vectors
+            if not can_tell(expected, BOUNDS[spec.dtype]):
+                reason = "its vectors of different texts are too alike to tell a wrong provider"
+                entry.update(status="failed", reason=reason)
+                return {}
+        judge(entry, vectors, expected, BOUNDS[spec.dtype])
+        if "status" not in entry:
+            entry["note"] = provider.note
+            calls[spec] = provider.prepare(workload)
+    return calls
+
+
+def open_and_embed(
+    spec: Spec, session: Session, workload: Workload, found: list[tuple[Provider, torch.Tensor]]
+) -> None:
+    """Appends a provider and its vectors."""
+    provider = session.provider(spec)
+    found.append((provider, provider.embed(workload)))
+
+
+def note_stages(entry: dict[str, Any], case: Case, session: Session, workload: Workload) -> None:
+    """Profiles a case's first provider over a part of its texts; what was timed stays."""
+    count = PROFILED_TOKENS * len(workload.texts) // workload.decoder_tokens
+    provider = session.provider(case.specs[0])
+    try:
+        entry["stages"] = profile_stages(provider, session, workload.some(max(1, count)))
+    except Exception as error:
+        entry["stages_note"] = one_line(error)
+
+
+def judge(
+    entry: dict[str, Any], vectors: torch.Tensor, expected: torch.Tensor, bound: Agreement
+) -> None:
+    """Notes how near a provider's vectors are, and that it is wrong where they are not."""
+    cosines = compare(vectors, expected)
+    mean, least = float(cosines.mean()), float(cosines.min())
+    entry.update(cosine_mean=mean, cosine_min=least, checked_texts=len(cosines))
+    if not (mean >= bound.mean and least >= bound.least):  # of NaN too
+        reason = (
+            f"cosines to the first provider are {mean:.5f} on average and {least:.5f} at least, "
+            f"under {bound.mean} or {bound.least}"
+        )
+        entry.update(status="wrong", reason=reason)
+
+
+def noted(entry: dict[str, Any], call: Callable[[], Any]) -> None:
+    """Calls, and notes in the entry what is raised."""
+    try:
+        call()
+    except UnusableError as error:
+        entry.update(status="unusable", reason=" ".join(str(error).split()))
+    except Exception as error:
+        entry.update(status="failed", reason=one_line(error))
+
+
+def time_call(entry: dict[str, Any], call: Callable[[], Any], device: torch.device) -> None:
+    """Appends a repetition to an entry: seconds, the process's CPU seconds, and memory."""
+    cuda = device.type == "cuda"
+    before = 0
+    if cuda:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    cpu, start = time.process_time(), time.perf_counter()
+    call()
+    entry.setdefault("seconds", []).append(time.perf_counter() - start)
+    entry.setdefault("cpu_seconds", []).append(time.process_time() - cpu)
+    if cuda:
+        peak = torch.cuda.max_memory_allocated(device)
+        entry.update(device_peak_bytes=peak, device_added_bytes=peak - before)
+    entry["host_peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def describe(case: Case, spec: Spec, session: Session, workload: Workload) -> dict[str, Any]:
+    """The fields of an entry that are known before anything runs."""
+    return {
+        "case": case.name,
+        "model": case.model,
+        "provider": spec.name,
+        "device": session.device.type,
+        "texts": len(workload.texts),
+        "calls": sum(1 for _ in workload.calls()),
+        "decoder_tokens": workload.decoder_tokens,
+        "encoder_tokens": workload.encoder_tokens,
+        "prompt_tokens": case.prompt_tokens,
+        "operations": useful_operations(session, workload),
+    }
+
+
+def figures(entry: dict[str, Any]) -> dict[str, Any]:
+    """What an entry's repetitions come to."""
+    seconds = entry["seconds"]
+    median = statistics.median(seconds)
+    return {
+        "median_s": median,
+        "spread_s": max(seconds) - min(seconds),
+        "median_cpu_s": statistics.median(entry["cpu_seconds"]),
+        "texts_per_s": entry["texts"] / median,
+        "tokens_per_s": entry["decoder_tokens"] / median,
+        "tflops": entry["operations"] / median / 1e12,
+        "call_s": median / entry["calls"],
+    }

@@ -1,0 +1,107 @@
+"""A run over cases: within a budget, every result written as it comes, one model in memory."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from kernel_benchmark.measure import device_answers, one_line
+from kernel_benchmark.record import Record
+from kernel_benchmark.run import Budget
+from workload import Corpus
+
+from engine_benchmark.cases import Case
+from engine_benchmark.measure import measure_case
+from engine_benchmark.session import Session
+from engine_benchmark.shapes import MODELS
+from engine_benchmark.synthetic import STORED_DTYPE, SyntheticCheckpoint
+
+__all__ = ["run_cases"]
+
+
+def run_cases(
+    cases: Sequence[Case],
+    device: torch.device,
+    record: Record,
+    budget: Budget,
+    folder: Path,
+    repetitions: int,
+    show: Callable[[dict[str, Any]], None] = lambda entry: None,
+) -> None:
+    """Measures cases one after the other, and notes in the record what was left out and why.
+
+    Args:
+        cases: in their order; those of one session that stand together share their providers.
+        device: where.
+        record: gets ``results``, ``models``, ``running``, ``cut`` and, where the device refuses to
+            go on, ``lost``.
+        budget: when it is over no case begins.
+        folder: for checkpoint directories, which hold no weights.
+        repetitions: of every provider.
+        show: called with every entry.
+    """
+    corpus = Corpus()
+    session: Session | None = None
+    record.put("cut", None)
+    for number, case in enumerate(cases):
+        if budget.over or record.content.get("lost"):
+            left = [case.name for case in cases[number:]]
+            record.put("cut", {"after_s": round(budget.spent, 1), "not_measured": left})
+            break
+
+        def announce(provider: str, case: Case = case) -> None:
+            record.put("running", {"case": case.name, "provider": provider})
+
+        announce("session")
+        try:
+            if number == 0 or cases[number - 1].session != case.session or session is None:
+                session = None
+                free(device)
+                session = open_session(case, device, folder / str(number))
+                note_model(record, session.synthetic)
+            entries = measure_case(case, session, corpus, budget, repetitions, announce)
+        except Exception as error:
+            entry = {"case": case.name, "model": case.model, "provider": "engine"}
+            entries = [{**entry, "status": "failed", "reason": one_line(error)}]
+        if not device_answers(device):
+            record.put("lost", f"in {case.name}")
+        record.content["running"] = None
+        record.extend("results", entries)
+        for each in entries:
+            show(each)
+        if session is not None:
+            session.keep(specs_to_come(cases[number + 1 :], case))
+    record.put("seconds", round(budget.spent, 1))
+
+
+def open_session(case: Case, device: torch.device, directory: Path) -> Session:
+    return Session(directory, MODELS[case.model], device, case.template)
+
+
+def specs_to_come(rest: Sequence[Case], case: Case) -> set[Any]:
+    """The providers that the next cases of the same session ask for."""
+    found = set()
+    for later in rest:
+        if later.session != case.session:
+            break
+        found |= set(later.specs)
+    return found
+
+
+def free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def note_model(record: Record, synthetic: SyntheticCheckpoint) -> None:
+    """Notes a model's parameters without embeddings, and the bytes of those."""
+    parts = ("decoder", "encoder", "projector")
+    counts = {part: synthetic.multiplied_parameters(part) for part in parts}
+    weight_bytes = sum(counts.values()) * STORED_DTYPE.itemsize
+    models = dict(record.content.get("models", {}))
+    models[synthetic.shape.name] = {"parameters": counts, "weight_bytes": weight_bytes}
+    record.put("models", models)
