@@ -124,7 +124,7 @@ def over_reading(model: str) -> Callable[[Content], float]:
         if not rates:
             raise MissingError("no copy was measured")
         reading = content["models"][model]["weight_bytes"] / max(rates) / 1e9
-        return float(entry["call_s"]) / reading
+        return float(entry["call_s"] / reading)
 
     return value
 
@@ -182,10 +182,10 @@ def line(entry: Entry, gemm_tflops: float | None = None) -> str:
     text = (
         f"{head} {entry['median_s']:>8.3f} s +-{entry['spread_s']:<6.3f}"
         f"{entry['texts_per_s']:>9.1f} texts/s {entry['tokens_per_s']:>9.0f} tokens/s"
-        f"{entry['tflops']:>9.3g} TFLOP/s"
+        f"{entry['tflops']:>9.3g} TFLOP/s, {entry['median_cpu_s']:.3f} s of the host's processors"
     )
     if gemm_tflops:
-        text += f" {entry['tflops'] / gemm_tflops:>6.1%} of GEMM"
+        text += f", {entry['tflops'] / gemm_tflops:.1%} of GEMM"
     if entry["calls"] > 1:
         text += f", {entry['call_s'] * 1e3:.3f} ms a call"
     return text

@@ -11,7 +11,7 @@ from engine_benchmark.cases import Case, full_cases, small_cases
 from engine_benchmark.engines import Engine
 from engine_benchmark.measure import BOUNDS, can_tell, compare, measure_case
 from engine_benchmark.providers import Provider, Spec
-from engine_benchmark.report import line
+from engine_benchmark.report import GOALS, line
 from engine_benchmark.run import run_cases, specs_to_come
 from engine_benchmark.shapes import MODELS
 from engine_benchmark.stages import OTHER, profile_stages, stage_operations, stage_table, sum_events
@@ -238,6 +238,22 @@ def test_the_goals_come_first_and_every_case_has_its_name():
         "engine float8",
     ]
     assert all(case.specs[0] == Spec("engine") for case in cases)
+
+
+def test_nothing_that_a_launch_more_would_slow_is_timed_after_a_profile():
+    cases = full_cases("bfloat16")
+    first = min(number for number, case in enumerate(cases) if case.stages)
+    assert {case.model for case in cases if case.stages} == {case.model for case in cases}
+    assert not [case.name for case in cases[first:] if case.texts_per_call or case.prompt_tokens]
+
+
+def test_every_result_that_a_goal_needs_is_measured():
+    asked = {(case.name, spec.name) for case in full_cases("bfloat16") for spec in case.specs}
+    missing = {"results": [], "ceilings": {"gemm_tflops": 1.0, "copy_gb_per_s": 1.0}}
+    for goal in GOALS:
+        said = goal.line(missing)
+        needed = said.split("no result of ")[1].split(", ")
+        assert tuple(needed) in asked, said
 
 
 def test_the_stages_of_a_pass_are_told_and_add_up(session, corpus):

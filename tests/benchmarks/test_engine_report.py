@@ -23,6 +23,7 @@ def entry(case, provider, seconds, **fields):
         "spread_s": 0.0,
         "texts_per_s": 1.0,
         "tokens_per_s": 1.0,
+        "median_cpu_s": 0.5,
         "tflops": 100.0,
         "calls": 1,
         "call_s": 1.0,
@@ -154,7 +155,7 @@ def test_the_command_tries_every_kind_of_case_on_a_cpu(tmp_path):
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
     content = json.loads(path.read_text())
@@ -167,6 +168,8 @@ def test_the_command_tries_every_kind_of_case_on_a_cpu(tmp_path):
     assert ours == {"ok"}
     assert found["tiny-mistral/log-normal/peers", "padded bfloat16"] == "ok"
     assert found["tiny-mistral/log-normal/peers", "packed bfloat16"] == "unusable"
+    assert found["tiny-mistral/128", "engine float8"] == "unusable"  # needs a GPU
+    assert found["tiny-mistral/128", "engine int8"] in ("ok", "unusable")  # as the CPU has it
     assert found["tiny-mistral/18/prompt 32", "engine bfloat16 unshared"] == "ok"
     assert found["tiny-qwen2/log-normal/deterministic", "engine bfloat16 deterministic"] == "ok"
     assert "decoder.gate_up" in result.stdout
