@@ -49,7 +49,10 @@ ColumnOption = Annotated[
     str | None, typer.Option(help="Column with the texts; else 'text' (a .txt file has none).")
 ]
 PromptNameOption = Annotated[str | None, typer.Option(help="A prompt named in the model.")]
-DtypeOption = Annotated[str, typer.Option(help="Computation: auto, float32, bfloat16, float16.")]
+DtypeOption = Annotated[
+    str,
+    typer.Option(help="auto, float32, bfloat16, float16; float8 on a GPU, int8 on a CPU."),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 DevicesOption = Annotated[
     str | None, typer.Option(help="Several, a process each: GPU numbers or names, as in 0,1,2.")
@@ -126,6 +129,9 @@ def encode(
     devices: DevicesOption = None,
     attention: BackendOption = "auto",
     batch_tokens: BatchTokensOption = None,
+    deterministic: Annotated[
+        bool, typer.Option(help="The same bits for a text, whatever is embedded beside it.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an output that exists.")] = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -153,7 +159,7 @@ def encode(
             options=options,
         )
         with job:
-            engine = _load(model, device, dtype, attention, devices)
+            engine = _load(model, device, dtype, attention, devices, deterministic)
             report = job.run(engine, choose_progress(quiet=quiet))
     if report.duplicates:
         rows = "1 row repeats" if report.duplicates == 1 else f"{report.duplicates:,} rows repeat"
@@ -285,16 +291,23 @@ def doctor() -> None:
 
 
 def _load(
-    model: str | None, device: str, dtype: str, attention: str, devices: str | None = None
+    model: str | None,
+    device: str,
+    dtype: str,
+    attention: str,
+    devices: str | None = None,
+    deterministic: bool = False,
 ) -> Causal2Vec:
     from c2v_engine import Causal2Vec
 
-    several: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if devices is not None:
         names = [name.strip() for name in devices.split(",")]
-        several["devices"] = [int(name) if name.isdecimal() else name for name in names]
+        options["devices"] = [int(name) if name.isdecimal() else name for name in names]
+    if deterministic:
+        options["deterministic"] = True
     return Causal2Vec.from_pretrained(
-        model, device=device, dtype=dtype, attention=attention, **several
+        model, device=device, dtype=dtype, attention=attention, **options
     )
 
 

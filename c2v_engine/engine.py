@@ -134,6 +134,37 @@ class Causal2Vec:
         checkpoint = pipeline.checkpoint
         return cls(checkpoint.description, name, pipeline, checkpoint.placement)
 
+    def warmup(
+        self,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        normalize_embeddings: bool | None = None,
+        truncate_dim: int | None = None,
+        precision: Precision = "float32",
+        ranges: np.ndarray | None = None,
+    ) -> None:
+        """Embed a few made-up texts of every size up to 4,096 rows.
+
+        On a GPU kernels are then compiled and small batches captured as graphs, so that the first
+        texts do not wait for that: once for each prompt and output format that will be used. Other
+        counts of texts are captured when they come.
+
+        Args:
+            prompt_name: as in ``encode``, and so are the rest.
+            prompt: as in ``encode``.
+            normalize_embeddings: as in ``encode``.
+            truncate_dim: as in ``encode``.
+            precision: as in ``encode``.
+            ranges: as in ``encode``.
+
+        Raises:
+            InputError: options that can not be.
+            BackendError: the engine has worker processes.
+        """
+        output = self._output_format(normalize_embeddings, truncate_dim, precision, ranges)
+        self._runner.warmup(resolve_prompt(self.config, prompt_name, prompt), output)
+
     def close(self) -> None:
         """End the worker processes of ``devices=``; an engine without them has nothing to end."""
         self._runner.close()
@@ -453,18 +484,22 @@ class Causal2Vec:
         report: Callable[[int], None] | None = None,
     ) -> Iterator[torch.Tensor]:
         """Check the options, then run."""
-        config = self.config
-        keep = self._keep(truncate_dim)
+        output = self._output_format(normalize, truncate_dim, precision, ranges)
+        text = resolve_prompt(self.config, prompt_name, prompt)
+        return self._runner.run(texts, text, resolve_batch_tokens(batch_tokens), output, report)
+
+    def _output_format(
+        self,
+        normalize: bool | None,
+        truncate_dim: int | None,
+        precision: Precision,
+        ranges: np.ndarray | None,
+    ) -> OutputFormat:
+        keep, config = self._keep(truncate_dim), self.config
         normalize = resolve_normalize(normalize, config.normalize)
         chosen = self._ranges if ranges is None else Ranges.of_array(ranges)
         values = resolve_ranges(chosen, precision, keep * config.segments, normalize)
-        return self._runner.run(
-            texts,
-            resolve_prompt(config, prompt_name, prompt),
-            resolve_batch_tokens(batch_tokens),
-            OutputFormat(keep, normalize, precision, values),
-            report,
-        )
+        return OutputFormat(keep, normalize, precision, values)
 
     def _keep(self, truncate_dim: int | None) -> int:
         width = self._description.decoder_shape.hidden_size

@@ -11,10 +11,9 @@ from c2v_engine import Causal2Vec
 from c2v_engine.model.checkpoint import Checkpoint
 from c2v_engine.model.packed_batch import PackedBatch
 from c2v_engine.model.pooling import OutputFormat
-from c2v_engine.runtime.opening import PipelineOptions, _execution
+from c2v_engine.runtime.opening import PipelineOptions, pipeline_of
 from c2v_engine.runtime.options import default_batch_tokens
 from c2v_engine.runtime.packing import PackingRules, lay_out, split_by_tokens
-from c2v_engine.runtime.pipeline import EmbeddingPipeline
 from c2v_engine.runtime.tokenization import CheckpointTokenizer
 from engine_benchmark.providers import Provider
 from engine_benchmark.workloads import Workload
@@ -32,8 +31,7 @@ def open_engine(
         tokenizer: likewise.
         options: of the pipeline; how it was loaded is settled.
     """
-    execution = _execution(checkpoint, options)
-    pipeline = EmbeddingPipeline(checkpoint, execution, tokenizer, options.share_prompts)
+    pipeline = pipeline_of(checkpoint, tokenizer, options)
     return Causal2Vec(checkpoint.description, "synthetic", pipeline, checkpoint.placement)
 
 

@@ -200,16 +200,17 @@ class Encoder:
 
     def forward(self, sequences: PackedSequences, attention: AttentionBackend) -> torch.Tensor:
         """Token states ``[tokens, k]`` of packed sequences."""
-        hidden = embed_layer_norm(
-            sequences.token_ids,
-            sequences.position_ids,
-            self.word_embeddings,
-            self.position_embeddings,
-            self._token_type,
-            self._norm.weight,
-            self._norm.bias,
-            eps=self._norm.eps,
-        )
+        with stage("encoder.embed"):
+            hidden = embed_layer_norm(
+                sequences.token_ids,
+                sequences.position_ids,
+                self.word_embeddings,
+                self.position_embeddings,
+                self._token_type,
+                self._norm.weight,
+                self._norm.bias,
+                eps=self._norm.eps,
+            )
         plan = attention.plan(sequences, AttentionMask(causal=False))
         head_dim = self.shape.head_dim
         for layer in self.layers:

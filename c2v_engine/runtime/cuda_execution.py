@@ -9,6 +9,7 @@ take parts of it, so that lengths which change from batch to batch do not tear t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from c2v_engine.runtime.tokenization import TokenizedText
 
 _SLOTS = 3
 _GRAPH_WARM_UPS = 2
+_LEAST_WORKSPACE = 2**20
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class _Slot:
         self.output: torch.Tensor | None = None
         self.uploaded, self.computed, self.returned = (torch.cuda.Event() for _ in range(3))
         self.owner: _OnDevice | None = None
+        self.lock = Lock()
 
     def reserve(self, elements: int, device: torch.device) -> bool:
         """Have room for a batch's buffer; whether it is new memory of the current stream."""
@@ -81,12 +84,14 @@ class _OnDevice(UnderWay):
 
     def result(self) -> Embedded:
         """See the base class."""
-        if self._embedded is None:
-            self._slot.returned.synchronize()
-            self._embedded = self._layout.split(self._slot.host_output)
-            self._slot.output = None
-            self._slot.owner = None
-        return self._embedded
+        # Two threads may ask: the one that waits for it, and one whose batch needs the slot.
+        with self._slot.lock:
+            if self._embedded is None:
+                self._slot.returned.synchronize()
+                self._embedded = self._layout.split(self._slot.host_output)
+                self._slot.output = None
+                self._slot.owner = None
+            return self._embedded
 
 
 class CudaExecution(Execution):
@@ -156,8 +161,9 @@ class CudaExecution(Execution):
 
     def _launch(self, batch: HostBatch, output: OutputFormat) -> UnderWay:
         slot = self._slots[self._turn]
-        if slot.owner is not None:  # of another thread, or never asked for
-            slot.owner.result()
+        owner = slot.owner
+        if owner is not None:  # of another thread, or never asked for
+            owner.result()
         # What the caller's stream made, such as ranges, or a prompt's states.
         self._compute.wait_stream(torch.cuda.current_stream(self._device))
         self._send(batch, slot)
@@ -210,11 +216,19 @@ class CudaExecution(Execution):
             return self.model.forward(batch.on(buffer), output, states)
 
     def _reserve(self) -> None:
-        """Have the pool take one block for the largest batch; given back to it at once."""
-        if not self._reserved:
-            size = self._workspace_tokens * self.model.peak_bytes_per_token
-            torch.empty(size, dtype=torch.uint8, device=self._device)
-            self._reserved = True
+        """Have the pool take one block for the largest batch; given back to it at once.
+
+        Where that much is not there any more, half of it may be: batches are cut to what there is.
+        """
+        size = self._workspace_tokens * self.model.peak_bytes_per_token
+        while not self._reserved:
+            try:
+                torch.empty(size, dtype=torch.uint8, device=self._device)
+            except torch.OutOfMemoryError:
+                size //= 2
+                self._reserved = size < _LEAST_WORKSPACE
+            else:
+                self._reserved = True
 
     def _capture(self, batch: HostBatch, output: OutputFormat) -> Replay:
         """Capture a batch; the graph reads a buffer of its own."""

@@ -22,7 +22,7 @@ from c2v_engine.runtime.packing import BatchShape, HostBatch
 from c2v_engine.runtime.tokenization import TokenizedText
 
 MOST_TOKENS = 4096
-_FEWEST_TOKENS = 16
+FEWEST_TOKENS = 16
 # Kernels of a batch that is over twice as large as its texts run longer than launches would take.
 _MOST_PADDING = 2
 _KEPT_GRAPHS = 64
@@ -63,8 +63,8 @@ class ShapeChooser:
         tokens = self._tokens(rows + added)
         windows = bool(self._encoder_max_length)
         encoder_tokens = self._tokens(encoder_rows + added) if windows else 0
-        wasteful = tokens > _MOST_PADDING * max(rows, _FEWEST_TOKENS)
-        wasteful |= encoder_tokens > _MOST_PADDING * max(encoder_rows, _FEWEST_TOKENS)
+        wasteful = tokens > _MOST_PADDING * max(rows, FEWEST_TOKENS)
+        wasteful |= encoder_tokens > _MOST_PADDING * max(encoder_rows, FEWEST_TOKENS)
         if max(tokens, encoder_tokens) > MOST_TOKENS or (
             wasteful and self._rounding.block_rows is None
         ):
@@ -74,7 +74,7 @@ class ShapeChooser:
         return BatchShape(count, tokens, encoder_tokens, longest, encoder_longest)
 
     def _tokens(self, rows: int) -> int:
-        return self._rounding.tokens(bucket(rows, _FEWEST_TOKENS))
+        return self._rounding.tokens(bucket(rows, FEWEST_TOKENS))
 
 
 class Replay(Protocol):

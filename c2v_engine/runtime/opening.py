@@ -38,17 +38,28 @@ def open_pipeline(directory: str | Path, options: PipelineOptions) -> EmbeddingP
         BackendError: a device, dtype or backend that can not be used here.
     """
     checkpoint = load_checkpoint(directory, options.load)
-    description, model = checkpoint.description, checkpoint.model
-    context = model.context
+    description, context = checkpoint.description, checkpoint.model.context
     tokenizer = CheckpointTokenizer(
         description.config,
         description.directory,
         description.decoder_config,
         context.encoder.shape.vocab_size if context is not None else None,
     )
-    return EmbeddingPipeline(
-        checkpoint, _execution(checkpoint, options), tokenizer, options.share_prompts
-    )
+    return pipeline_of(checkpoint, tokenizer, options)
+
+
+def pipeline_of(
+    checkpoint: Checkpoint, tokenizer: CheckpointTokenizer, options: PipelineOptions
+) -> EmbeddingPipeline:
+    """The pipeline of a model that is loaded, so that several may share its weights.
+
+    Args:
+        checkpoint: the opened one.
+        tokenizer: likewise.
+        options: of the pipeline; how the checkpoint was loaded is settled.
+    """
+    execution = _execution(checkpoint, options)
+    return EmbeddingPipeline(checkpoint, execution, tokenizer, options.share_prompts)
 
 
 def _execution(checkpoint: Checkpoint, options: PipelineOptions) -> Execution:

@@ -16,6 +16,7 @@ from c2v_engine.errors import BackendError, TextError
 from c2v_engine.model.checkpoint import Checkpoint
 from c2v_engine.model.pooling import OutputFormat
 from c2v_engine.runtime.execution import Embedded, Execution, UnderWay
+from c2v_engine.runtime.graphs import FEWEST_TOKENS, MOST_TOKENS
 from c2v_engine.runtime.options import default_batch_tokens
 from c2v_engine.runtime.packing import split_by_tokens
 from c2v_engine.runtime.runner import EncodeStats, Runner
@@ -27,6 +28,8 @@ from c2v_engine.runtime.tokenization import CheckpointTokenizer, TokenizedText
 _CHUNK_TEXTS = 256
 # A window is what is sorted by length together. Two are held at a time.
 _WINDOW_TEXTS = 8192
+# Words by which a warm-up finds how many tokens one has.
+_SAMPLE_WORDS = 16
 _WINDOW_CHARACTERS = 64 * 2**20
 
 
@@ -198,6 +201,30 @@ class EmbeddingPipeline(Runner):
         if model.context is not None:
             lines["encoder attention backend"] = model.context.attention.name
         return lines
+
+    def warmup(self, prompt: str, output: OutputFormat) -> None:
+        """Run a small batch of every size, one text and several, so that the next one is fast.
+
+        Args:
+            prompt: of the texts that will come.
+            output: their format.
+        """
+        short, long = self._tokenizer(["", "a " * _SAMPLE_WORDS], prompt)
+        shared = self._shared_prompt(prompt)
+        rows = len(short.token_ids) - len(shared.token_ids)
+        grown = max(1, len(long.token_ids) - len(short.token_ids))
+        longest = self.checkpoint.model.config.max_length
+        tokens = FEWEST_TOKENS
+        while tokens <= MOST_TOKENS:
+            # Three quarters of a size: its bucket, whatever a word's tokens are exactly.
+            each = min(3 * tokens // 4, longest - len(shared.token_ids))
+            words = max(0, (each - rows) * _SAMPLE_WORDS // grown)
+            count = max(1, 3 * tokens // 4 // max(each, 1))
+            for number in {1, count}:
+                texts = [f"{'a ' * words}{i}" for i in range(number)]
+                for _ in self.run(texts, prompt, None, output):
+                    pass
+            tokens *= 2
 
     def close(self) -> None:
         """Nothing has to be ended."""

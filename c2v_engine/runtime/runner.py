@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from c2v_engine.errors import BackendError
 from c2v_engine.model.pooling import OutputFormat
 
 
@@ -61,6 +62,18 @@ class Runner(ABC):
         Raises:
             TextError: a text that can not be embedded, or whose embedding is not finite.
         """
+
+    def warmup(self, prompt: str, output: OutputFormat) -> None:
+        """Have small batches of every size be fast from the first on.
+
+        Args:
+            prompt: of the texts that will come.
+            output: their format.
+
+        Raises:
+            BackendError: this runner can not; see there.
+        """
+        raise BackendError("worker processes warm up by their first texts, not by warmup()")
 
     @abstractmethod
     def info(self) -> dict[str, str]:
