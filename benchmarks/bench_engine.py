@@ -1,15 +1,16 @@
 """The engine benchmark: whole models, from texts to vectors, against stock transformers.
 
-    python benchmarks/bench_engine.py --json engine.json             # on a GPU
+    python benchmarks/bench_engine.py --json engine.json             # a GPU's sizes, or a CPU's
     python benchmarks/bench_engine.py --json e.json --small          # tries it on any machine
     python benchmarks/bench_engine.py --json e.json --case 0.5b/128
 
-The models have the shapes of Mistral-7B, S-LLaMA-1.3B and Qwen2.5-0.5B, each with a BERT-base
-encoder, and random weights that are made on the device. Every provider's vectors are compared with
-the engine's before it is timed; a wrong one is reported and not timed. Providers take turns in
-every repetition. Useful operations are 2 x parameters without embeddings x tokens of decoder and
-encoder, given as a fraction of a bfloat16 matrix product in the same run. The end of the output
-says where the engine's time goes and what has become of the goals. The file is whole at any moment.
+The models have the shapes of Mistral-7B, S-LLaMA-1.3B and Qwen2.5-0.5B (on a CPU of the last and
+of a Llama of 130 M), each with a BERT-base encoder, and random weights that are made on the device.
+Every provider's vectors are compared with the engine's before it is timed; a wrong one is reported
+and not timed. Providers take turns in every repetition. Useful operations are 2 x parameters
+without embeddings x tokens of decoder and encoder, given as a fraction of a bfloat16 matrix product
+in the same run. The end of the output says where the engine's time goes and what has become of the
+goals. The file is whole at any moment.
 
 Ends with status 0 where all that ran agrees, 1 where something is wrong, 2 where nothing can be
 measured as asked.
@@ -31,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import torch  # noqa: E402
-from engine_benchmark.cases import Case, full_cases, small_cases  # noqa: E402
+from engine_benchmark.cases import Case, cpu_cases, full_cases, small_cases  # noqa: E402
 from engine_benchmark.report import line, summary, verdict  # noqa: E402
 from engine_benchmark.run import run_cases  # noqa: E402
 from kernel_benchmark.ceilings import measure_ceilings  # noqa: E402
@@ -75,7 +76,8 @@ def parse(given: Sequence[str] | None) -> tuple[argparse.Namespace, list[Case], 
     budget = arguments.budget
     if budget is not None and not (math.isfinite(budget) and budget > 0):
         parser.error(f"argument --budget: {budget} is not a finite number of seconds above 0")
-    cases = (small_cases if arguments.small else full_cases)(arguments.dtype)
+    real_sizes = cpu_cases if arguments.device == "cpu" else full_cases
+    cases = (small_cases if arguments.small else real_sizes)(arguments.dtype)
     for part in arguments.case:
         if not any(part in case.name for case in cases):
             names = ", ".join(case.name for case in cases)

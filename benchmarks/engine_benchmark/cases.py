@@ -9,7 +9,7 @@ from engine_benchmark.shapes import MODELS
 from engine_benchmark.synthetic import INSTRUCTION_FIRST, TEMPLATE
 from engine_benchmark.workloads import Lengths
 
-__all__ = ["Case", "full_cases", "small_cases"]
+__all__ = ["Case", "cpu_cases", "full_cases", "small_cases"]
 
 LOG_NORMAL = Lengths()
 PROMPT_TOKENS, QUERY_TOKENS, ONE_TEXT_ROWS = 32, 16, 16
@@ -126,6 +126,20 @@ def full_cases(dtype: str) -> list[Case]:
     ]
 
 
+def cpu_cases(dtype: str) -> list[Case]:
+    """For a few cores: sizes that people try there, a call of some seconds."""
+    small, base = "qwen2.5-0.5b", "llama-130m"
+    eight_bits = (Spec("engine", "int8"),) if dtype == "bfloat16" else ()
+    return [
+        at_128(small, 2**12, dtype, *eight_bits),
+        against_peers(base, 2**14, dtype),
+        deterministic(small, 2**12, dtype),
+        one_text(small, 16, dtype),
+        shared_prompt(small, 2**11, dtype),
+        where_time_goes(small, 2**12, dtype),
+    ]
+
+
 def small_cases(dtype: str) -> list[Case]:
     """The same kinds of cases on tiny models, to try the benchmark on any machine."""
     first, second = "tiny-mistral", "tiny-qwen2"
@@ -141,5 +155,5 @@ def small_cases(dtype: str) -> list[Case]:
     ]
 
 
-for _case in (*full_cases("bfloat16"), *small_cases("bfloat16")):
+for _case in (*full_cases("bfloat16"), *cpu_cases("bfloat16"), *small_cases("bfloat16")):
     assert _case.model in MODELS, _case.model

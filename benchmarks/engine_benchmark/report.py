@@ -9,14 +9,15 @@ from typing import Any
 
 from engine_benchmark.stages import stage_table
 
-__all__ = ["GOALS", "Goal", "goal_lines", "line", "peak_tflops", "summary", "verdict"]
+__all__ = ["CPU_GOALS", "GOALS", "Goal", "goal_lines", "line", "peak_tflops", "summary", "verdict"]
 
 Entry = dict[str, Any]
 Content = dict[str, Any]
 
 ENGINE, FLOAT8, DEVICE = "engine bfloat16", "engine float8", "device bfloat16"
 PADDED, PACKED = "padded bfloat16", "packed bfloat16"
-LARGE, MIDDLE, SMALL = "mistral-7b", "s-llama-1.3b", "qwen2.5-0.5b"
+INT8 = "engine int8"
+LARGE, MIDDLE, SMALL, BASE = "mistral-7b", "s-llama-1.3b", "qwen2.5-0.5b", "llama-130m"
 
 
 class MissingError(LookupError):
@@ -165,12 +166,30 @@ GOALS = (
 )
 """For a GPU of the H200's class."""
 
+CPU_GOALS = (
+    Goal(f"{SMALL}, 128 tokens, of the bfloat16 GEMM", 0.85, fraction(SMALL), "%"),
+    Goal(
+        f"{BASE}, log-normal, against padded batches",
+        2.0,
+        times(f"{BASE}/log-normal/peers", ENGINE, PADDED),
+    ),
+    Goal(f"{SMALL}, int8, mean cosine", 0.998, field(f"{SMALL}/128", INT8, "cosine_mean"), ""),
+    Goal(f"{SMALL}, int8, least cosine", 0.99, field(f"{SMALL}/128", INT8, "cosine_min"), ""),
+    Goal(f"{SMALL}, int8 against bfloat16", 1.0, times(f"{SMALL}/128", INT8, ENGINE)),
+    Goal(
+        f"{SMALL}, prompt of 32 before 16 tokens, shared",
+        2.0,
+        times(f"{SMALL}/18/prompt 32", ENGINE, f"{ENGINE} unshared"),
+    ),
+)
+"""For a CPU with bfloat16 products."""
+
 
 def goal_lines(content: Content) -> list[str]:
-    """A line for each goal."""
+    """A line for each goal of the device."""
     return [
         f"{'goal':<58}{'measured':>9}  {'wanted':<12}",
-        *(goal.line(content) for goal in GOALS),
+        *(goal.line(content) for goal in (CPU_GOALS if content.get("device") == "cpu" else GOALS)),
     ]
 
 
