@@ -222,6 +222,27 @@ def test_small_batches_are_replayed(engine, on_gpu, recipe, prompt):
     assert len(TEXTS) / 3 == model.stats.batches >= captures.replays > len(TEXTS) / 4
 
 
+def test_a_warm_up_captures_every_size_of_one_text_and_of_many(on_gpu):
+    model, _, captures = on_gpu(Recipe(), graphs=True)
+    model.warmup()
+    sizes = {shape.decoder_tokens for shape in captures.shapes}
+    assert sizes == {16, 32, 64, 128, 256, 512, 1024, 2048, 4096}
+    assert {shape.decoder_tokens for shape in captures.shapes if shape.texts == 1} >= {16, 32, 64}
+    captured = len(captures.shapes)
+    model.encode(TEXTS[5])
+    assert len(captures.shapes) == captured  # the first text is replayed
+
+
+def test_a_warm_up_behind_a_prompt_is_for_that_prompt(on_gpu):
+    recipe = Recipe(decoder="qwen3", template=INSTRUCTION_FIRST)
+    model, execution, captures = on_gpu(recipe, graphs=True)
+    model.warmup(prompt=PROMPT)
+    assert {key.prompt for key in execution.graphs._replays} != {()}
+    captured = len(captures.shapes)
+    model.encode("short", prompt=PROMPT)
+    assert len(captures.shapes) == captured
+
+
 def test_mean_pooling_over_text_is_run_as_it_is(engine, on_gpu):
     recipe = Recipe(encoder=None, template=("<bos>", "{text}"), pooling=("{text}",))
     model, _, captures = on_gpu(recipe, graphs=True)
