@@ -17,7 +17,7 @@ from c2v_engine.model.encoder import Encoder
 from c2v_engine.model.packed_batch import PackedBatch, PackedSequences
 from c2v_engine.model.pooling import OutputFormat, pool_decoder
 from c2v_engine.model.projector import Projector
-from c2v_engine.model.rounding import Rounding
+from c2v_engine.model.rounding import Rounding, in_pieces
 from c2v_engine.model.stages import stage
 
 # Prompts whose states are kept: one of 32 rows of a 7B decoder takes 4 MB.
@@ -97,6 +97,18 @@ class PackedCausal2Vec:
             widths.append(3 * k + max(4 * k, encoder.intermediate_size + k))
         return max(widths) * self.decoder.norm.element_size()
 
+    def prompt_cost(self, prompt_rows: int) -> int:
+        """Rows whose activations take as much memory as a text's copy of a prompt's keys.
+
+        Args:
+            prompt_rows: of the prompt.
+        """
+        shape = self.decoder.shape
+        heads = shape.num_attention_heads // shape.num_key_value_heads
+        # As they are put together, and as a kernel without grouped heads repeats them.
+        copied = 2 * shape.key_size * (1 + heads) * self.decoder.norm.element_size()
+        return -(-prompt_rows * copied // self.peak_bytes_per_token)
+
     @torch.inference_mode()
     def prompt_states(self, token_ids: tuple[int, ...]) -> PromptStates:
         """What texts need of the prompt rows that they all begin with.
@@ -111,8 +123,9 @@ class PackedCausal2Vec:
         if states is None:
             device = self.decoder.norm.device
             rows = self.rounding.tokens(len(token_ids))
-            lengths = np.array([len(token_ids), rows - len(token_ids)], dtype=np.int64)
-            lengths = lengths[: 1 + (rows > len(token_ids))]
+            # None longer than the prompt, so that every position is in the rotary table.
+            fillers = in_pieces(rows - len(token_ids), len(token_ids))
+            lengths = np.array([len(token_ids), *fillers], dtype=np.int64)
             ids = np.zeros(rows, dtype=np.int32)
             ids[: len(token_ids)] = token_ids
             positions = np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])

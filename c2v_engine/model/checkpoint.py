@@ -17,7 +17,7 @@ from c2v_engine.model.causal2vec import ContextModel, PackedCausal2Vec
 from c2v_engine.model.config import CONFIG_NAME, Causal2VecConfig
 from c2v_engine.model.decoder_loading import load_decoder
 from c2v_engine.model.decoder_shape import DecoderShape
-from c2v_engine.model.device import resolve_device, resolve_dtype
+from c2v_engine.model.device import made_current, resolve_device, resolve_dtype
 from c2v_engine.model.encoder import Encoder, check_encoder_length
 from c2v_engine.model.loading import Placement, WeightSource
 from c2v_engine.model.lora import LoraAdapter
@@ -111,7 +111,11 @@ class LoadOptions:
             BackendError: a device or dtype that can not be used here.
         """
         device = resolve_device(self.device)
-        dtype, weights = resolve_dtype(self.dtype, device, stored_dtype)
+        if str(device) == "cuda":
+            # Named for good: another may be the current one when texts come.
+            device = torch.device("cuda", torch.cuda.current_device())
+        with made_current(device):
+            dtype, weights = resolve_dtype(self.dtype, device, stored_dtype)
         return Placement(device, dtype, weights, self.deterministic)
 
 
@@ -156,6 +160,19 @@ def load_described(
         BackendError: a device, dtype or backend that can not be used here.
     """
     placement = options.placement(description.stored_dtype)
+    with made_current(placement.device):
+        model = _load_model(description, placement, options, open_weights)
+    if placement.device.type == "cuda":
+        torch.cuda.synchronize(placement.device)  # other streams will read the weights
+    return Checkpoint(description, model, placement)
+
+
+def _load_model(
+    description: CheckpointDescription,
+    placement: Placement,
+    options: LoadOptions,
+    open_weights: WeightOpener,
+) -> PackedCausal2Vec:
     config, folder = description.config, description.decoder_folder
     adapter = None
     if config.decoder.adapter is not None:
@@ -175,10 +192,7 @@ def load_described(
     context = None
     if config.encoder is not None:
         context = _load_context(description, placement, options, open_weights)
-    model = PackedCausal2Vec(config, decoder, backend, context, placement.rounding)
-    if placement.device.type == "cuda":
-        torch.cuda.synchronize(placement.device)  # other streams will read the weights
-    return Checkpoint(description, model, placement)
+    return PackedCausal2Vec(config, decoder, backend, context, placement.rounding)
 
 
 def _attention(

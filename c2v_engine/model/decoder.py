@@ -211,7 +211,9 @@ class Decoder:
         attention: AttentionBackend,
         prompt: PromptStates | None,
     ) -> _Pass:
-        longest = sequences.attended.max_seqlen
+        # Deterministic, a text's kernel may not depend on how long its neighbours are.
+        deterministic = self._block_rows is not None
+        longest = len(self._cos) if deterministic else sequences.attended.max_seqlen
         masks = [AttentionMask(causal, w).for_length(longest) for w in self.shape.windows]
         plans = {mask: attention.plan(sequences, mask) for mask in set(masks)}
         return _Pass(sequences, attention, masks, plans, prompt)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 
@@ -36,6 +37,11 @@ def resolve_device(name: str) -> torch.device:
             f"device is {name!r}, but there are only {torch.cuda.device_count()} GPUs"
         )
     return device
+
+
+def made_current(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which a GPU is the current one, of which events, pools and streams are made."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def cpu_has_bfloat16() -> bool:

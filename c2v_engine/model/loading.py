@@ -152,5 +152,6 @@ class _Staging:
             staged = buffer.view(source.dtype)[: len(piece)]
             staged.copy_(piece)
             flat[begin : begin + step].copy_(staged.to(target.device, non_blocking=True))
-            copied.record()
+            # By default an event is recorded on the current device, which may be another.
+            copied.record(torch.cuda.current_stream(target.device))
             self._turn = 1 - self._turn

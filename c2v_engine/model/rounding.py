@@ -92,6 +92,13 @@ def rounding_for(device: torch.device, *, deterministic: bool) -> Rounding:
     return FewSizes() if device.type == "cpu" else NoRounding()
 
 
+def in_pieces(rows: int, longest: int) -> list[int]:
+    """Lengths of sequences of no text, none longer than a real one, that make up so many rows."""
+    assert rows >= 0, rows
+    whole, rest = divmod(rows, longest)
+    return [longest] * whole + [rest] * (rest > 0)
+
+
 def _round_up(rows: int, steps: int) -> int:
     """The next multiple of the octave's size over ``2 ** steps``."""
     quantum = 1 << ((rows - 1).bit_length() - 1 - steps)

@@ -8,14 +8,16 @@ take parts of it, so that lengths which change from batch to batch do not tear t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from threading import Lock
+from dataclasses import dataclass, replace
+from threading import Lock, get_ident
 
 import numpy as np
 import torch
 
 from c2v_engine.kernels._triton import triton_serves
+from c2v_engine.kernels.packed_attention import MAX_HEAD_DIM
 from c2v_engine.model.causal2vec import PackedCausal2Vec
+from c2v_engine.model.decoder import PromptStates
 from c2v_engine.model.pooling import OutputFormat
 from c2v_engine.model.stages import stage
 from c2v_engine.runtime.execution import Embedded, Execution, UnderWay
@@ -26,6 +28,9 @@ from c2v_engine.runtime.tokenization import TokenizedText
 _SLOTS = 3
 _GRAPH_WARM_UPS = 2
 _LEAST_WORKSPACE = 2**20
+# Of all engines of the process: to wait for a device while one of its streams is captured is an
+# error there, and starting a capture does wait.
+_CAPTURING = Lock()
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,12 @@ class _Slot:
         """Have room for a batch's buffer; whether it is new memory of the current stream."""
         if len(self.host_input) >= elements:
             return False
-        self.host_input = _page_locked(2 * elements, torch.int32)
-        self.input = torch.empty(2 * elements, dtype=torch.int32, device=device)
+        # Both or neither: either may find no memory.
+        host, there = (
+            _page_locked(2 * elements, torch.int32),
+            torch.empty(2 * elements, dtype=torch.int32, device=device),
+        )
+        self.host_input, self.input = host, there
         return True
 
     def reserve_output(self, size: int) -> None:
@@ -115,23 +124,27 @@ class CudaExecution(Execution):
     ) -> None:
         super().__init__(model, rules)
         self._device = model.decoder.norm.device
-        self._compute, self._upload, self._download = (
-            torch.cuda.Stream(self._device) for _ in range(3)
-        )
-        self._slots = [_Slot() for _ in range(_SLOTS)]
+        with torch.cuda.device(self._device):  # pools and events are of the current one
+            self._streams = tuple(torch.cuda.Stream(self._device) for _ in range(3))
+            self._slots = [_Slot() for _ in range(_SLOTS)]
+            # Another allocator than torch's own has no pools.
+            native = torch.cuda.get_allocator_backend() == "native"
+            self._pool = torch.cuda.MemPool() if native else None
+            self._graph_pool = torch.cuda.graph_pool_handle()
+        self._compute, self._upload, self._download = self._streams
         self._turn = 0
-        self._pool = torch.cuda.MemPool()
         self._workspace_tokens = workspace_tokens
+        self._warm_threads: set[int] = set()
         self._reserved = False
         self._shapes: ShapeChooser | None = None
         backends = [model.attention]
         backends += [] if model.context is None else [model.context.attention]
         # Without Triton the last layer's attention is laid out by lengths that a graph would keep.
-        capturable = triton_serves(self._device) and all(b.capturable for b in backends)
+        in_triton = triton_serves(self._device) and model.decoder.shape.head_dim <= MAX_HEAD_DIM
+        capturable = in_triton and all(backend.capturable for backend in backends)
         if graphs and capturable and model.pools_single_rows:
             self._shapes = ShapeChooser(model.config, model.rounding)
-        self.graphs = GraphCache(self._capture)
-        self._graph_pool = torch.cuda.graph_pool_handle()
+        self.graphs = GraphCache()
 
     def launch(
         self,
@@ -148,16 +161,26 @@ class CudaExecution(Execution):
             try:
                 return self._launch(batch, output)
             except BaseException:
-                # What was launched reads the slot's buffer, which the next batch overwrites.
-                self._compute.synchronize()
+                # What was launched reads the slot's buffers, which the next batch overwrites.
+                self._wait()
                 raise
 
     def out_of_memory(self) -> None:
         """See the base class."""
-        with self._lock, torch.cuda.device(self._device):
-            torch.cuda.synchronize(self._device)
-            self.graphs.clear()
+        self.close()
+        with torch.cuda.device(self._device):
             torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """See the base class: the graphs and their memory."""
+        with self._lock, torch.cuda.device(self._device), _CAPTURING:
+            self._wait()
+            self.graphs.clear()
+
+    def _wait(self) -> None:
+        """Wait for all that was launched here, and for nothing else on the device."""
+        for stream in self._streams:
+            stream.synchronize()
 
     def _launch(self, batch: HostBatch, output: OutputFormat) -> UnderWay:
         slot = self._slots[self._turn]
@@ -208,12 +231,27 @@ class CudaExecution(Execution):
         self, batch: HostBatch, output: OutputFormat, buffer: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if batch.shape is not None:
-            return self.graphs.replay_for(batch, output)(buffer)
+            replay = self.graphs.replay_for(batch, output, self._capture)
+            if replay is not None:
+                return replay(buffer, output.ranges)
         # Before the workspace is entered: these stay.
         states = self.model.prompt_states(batch.prompt) if batch.prompt else None
+        self._warm_libraries()
+        if self._pool is None:
+            return self.model.forward(batch.on(buffer), output, states)
         with torch.cuda.use_mem_pool(self._pool, self._device):
             self._reserve()
             return self.model.forward(batch.on(buffer), output, states)
+
+    def _warm_libraries(self) -> None:
+        """Have cuBLAS take its memory for this thread and stream outside of the workspace.
+
+        It keeps it for good, in the middle of whatever block it was cut from.
+        """
+        if get_ident() not in self._warm_threads:
+            ones = torch.ones(16, 16, dtype=self.model.decoder.norm.dtype, device=self._device)
+            torch.nn.functional.linear(ones, ones, ones[0])
+            self._warm_threads.add(get_ident())
 
     def _reserve(self) -> None:
         """Have the pool take one block for the largest batch; given back to it at once.
@@ -234,23 +272,53 @@ class CudaExecution(Execution):
         """Capture a batch; the graph reads a buffer of its own."""
         states = self.model.prompt_states(batch.prompt) if batch.prompt else None
         own = torch.from_numpy(batch.buffer).to(self._device)
+        ranges = None if output.ranges is None else output.ranges.clone()
+        kept = replace(output, ranges=ranges)
         on_device = batch.with_longest_sequences().on(own)
         for _ in range(_GRAPH_WARM_UPS):  # compiles kernels and lets libraries allocate
-            self.model.forward(on_device, output, states)
+            self.model.forward(on_device, kept, states)
         self._compute.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # Other threads may go on with other models meanwhile.
-        with torch.cuda.graph(
-            graph,
-            pool=self._graph_pool,
-            stream=self._compute,
-            capture_error_mode="thread_local",
+        # Other threads may go on with other models meanwhile, but not wait for the whole device.
+        with (
+            _CAPTURING,
+            torch.cuda.graph(
+                graph,
+                pool=self._graph_pool,
+                stream=self._compute,
+                capture_error_mode="thread_local",
+            ),
         ):
-            result = self.model.forward(on_device, output, states)
+            result = self.model.forward(on_device, kept, states)
+        return _Captured(graph, own, ranges, result, states)
 
-        def replay(buffer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            own.copy_(buffer)
-            graph.replay()
-            return result
 
-        return replay
+@dataclass(frozen=True)
+class _Captured:
+    """A graph, and the tensors that it reads and writes where they stood at its capture.
+
+    Attributes:
+        graph: captured.
+        buffer: of the batch.
+        ranges: of the output's format, or None.
+        result: embeddings and norms.
+        states: of the prompt, or None; nothing else may keep them.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    buffer: torch.Tensor
+    ranges: torch.Tensor | None
+    result: tuple[torch.Tensor, torch.Tensor]
+    states: PromptStates | None
+
+    def __call__(
+        self, buffer: torch.Tensor, ranges: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``Replay``."""
+        assert buffer.shape == self.buffer.shape, (buffer.shape, self.buffer.shape)
+        self.buffer.copy_(buffer)
+        if self.ranges is not None:
+            assert ranges is not None
+            self.ranges.copy_(ranges)
+        self.graph.replay()
+        return self.result

@@ -31,7 +31,7 @@ class UnderWay(ABC):
 
     @abstractmethod
     def result(self) -> Embedded:
-        """Wait for it; once."""
+        """Wait for it; the same every time."""
 
 
 class _Done(UnderWay):
@@ -79,6 +79,9 @@ class Execution(ABC):
         Raises:
             torch.OutOfMemoryError: it does not fit in the device's memory.
         """
+
+    def close(self) -> None:  # noqa: B027  (there may be nothing to end)
+        """Wait for what is under way, and let go of what was kept for later batches."""
 
     def out_of_memory(self) -> None:  # noqa: B027  (nothing to do is right for most)
         """Give back what memory can be, after a batch did not fit and the others are done."""

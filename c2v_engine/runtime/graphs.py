@@ -2,15 +2,14 @@
 
 A graph replays launches with the very addresses and counts that it was captured with. So small
 batches are filled up to one of a few shapes, powers of two in every count, with texts of one row
-and sequences of no text, and each shape is captured when it is met first. Graphs that were not used
-for long are dropped.
+and sequences of no text, and each shape is captured when it is met the second time. Graphs that
+were not used for long are dropped.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -54,6 +53,8 @@ class ShapeChooser:
             texts: of the batch.
             prompt_rows: leading rows of every text that are not computed with it.
         """
+        if any(len(text.windows) > 1 for text in texts):
+            return None  # how many windows there are would be part of the shape
         rows = sum(len(text.token_ids) - prompt_rows for text in texts)
         encoder_rows = sum(text.encoder_tokens for text in texts)
         if max(rows, encoder_rows) > MOST_TOKENS:
@@ -78,11 +79,22 @@ class ShapeChooser:
 
 
 class Replay(Protocol):
-    """A captured batch."""
+    """A captured batch; keeps alive whatever its graph reads."""
 
-    def __call__(self, buffer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings and norms of a batch whose buffer is on the device; valid until the next."""
+    def __call__(
+        self, buffer: torch.Tensor, ranges: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings and norms of a batch whose buffer is on the device; valid until the next.
+
+        Args:
+            buffer: of the batch.
+            ranges: of the output's format.
+        """
         ...
+
+
+Capture = Callable[[HostBatch, OutputFormat], Replay]
+"""Makes the replay of batches like a given one."""
 
 
 class _Key(NamedTuple):
@@ -91,41 +103,50 @@ class _Key(NamedTuple):
     keep: int
     normalize: bool
     precision: str
-    ranges: Hashable
 
 
-@dataclass
 class GraphCache:
     """The graphs of one model, captured as they are needed.
 
-    Attributes:
-        capture: makes the replay of a batch like a given one.
+    What comes once, such as the last batch of a corpus, is not worth a capture: a graph is made
+    when its shape is met the second time.
     """
 
-    capture: Callable[[HostBatch, OutputFormat], Replay]
-
-    def __post_init__(self) -> None:
-        self._replays: OrderedDict[_Key, tuple[Replay, OutputFormat]] = OrderedDict()
+    def __init__(self) -> None:
+        # None for what was met once, or can not be captured for want of memory.
+        self._replays: OrderedDict[_Key, Replay | None] = OrderedDict()
+        self._refused: set[_Key] = set()
 
     def __len__(self) -> int:
-        return len(self._replays)
+        return sum(replay is not None for replay in self._replays.values())
 
-    def replay_for(self, batch: HostBatch, output: OutputFormat) -> Replay:
-        """The replay for a batch that was filled up to its shape."""
+    def replay_for(self, batch: HostBatch, output: OutputFormat, capture: Capture) -> Replay | None:
+        """The replay for a batch that was filled up to its shape, or None: run it as it is.
+
+        Args:
+            batch: on the host.
+            output: its format.
+            capture: captures a batch that is met the second time.
+        """
         assert batch.shape is not None
-        # The ranges are read where they stood at capture: another tensor needs another graph. The
-        # entry keeps its own alive, so that an address names one tensor for good.
-        ranges = None if output.ranges is None else output.ranges.data_ptr()
-        key = _Key(
-            batch.shape, batch.prompt, output.keep, output.normalize, output.precision, ranges
-        )
-        if key not in self._replays:
-            self._replays[key] = (self.capture(batch, output), output)
-            while len(self._replays) > _KEPT_GRAPHS:
-                self._replays.popitem(last=False)
+        key = _Key(batch.shape, batch.prompt, output.keep, output.normalize, output.precision)
+        met = key in self._replays
+        replay = self._replays.get(key)
+        if met and replay is None and key not in self._refused:
+            try:
+                replay = capture(batch, output)
+            except (torch.OutOfMemoryError, torch.AcceleratorError):
+                # A graph has memory of its own; launched one by one the batch may well fit. What
+                # else was wrong with the device will show there.
+                self._refused.add(key)
+        self._replays[key] = replay
         self._replays.move_to_end(key)
-        return self._replays[key][0]
+        while len(self._replays) > _KEPT_GRAPHS:
+            oldest, _ = self._replays.popitem(last=False)
+            self._refused.discard(oldest)
+        return replay
 
     def clear(self) -> None:
         """Drop all graphs, and the memory that they hold."""
         self._replays.clear()
+        self._refused.clear()

@@ -10,7 +10,7 @@ import torch
 
 from c2v_engine.model.config import EncoderPooling
 from c2v_engine.model.packed_batch import EncoderInput, KeySequences, PackedBatch, PackedSequences
-from c2v_engine.model.rounding import Rounding, rounding_for
+from c2v_engine.model.rounding import Rounding, in_pieces, rounding_for
 from c2v_engine.model.template import CONTEXT, Template
 from c2v_engine.runtime.tokenization import TokenizedText
 
@@ -73,7 +73,7 @@ class BatchShape:
 
 
 def split_by_tokens(
-    texts: Sequence[TokenizedText], batch_tokens: int, prompt_rows: int = 0
+    texts: Sequence[TokenizedText], batch_tokens: int, prompt_rows: int = 0, prompt_cost: int = 0
 ) -> Iterator[list[int]]:
     """Cut texts, longest first, into batches of at most ``batch_tokens`` rows in either model.
 
@@ -83,6 +83,7 @@ def split_by_tokens(
         texts: any number.
         batch_tokens: the budget.
         prompt_rows: leading rows of every text that are not computed with it.
+        prompt_cost: rows that a text counts more for the keys and values of its prompt.
     """
     order = sorted(
         range(len(texts)),
@@ -92,7 +93,7 @@ def split_by_tokens(
     rows = encoder_rows = 0
     for index in order:
         text = texts[index]
-        own = len(text.token_ids) - prompt_rows
+        own = len(text.token_ids) - prompt_rows + prompt_cost
         rows += own
         encoder_rows += text.encoder_tokens
         if batch and max(rows, encoder_rows) > batch_tokens:
@@ -304,21 +305,15 @@ def _rounding_fillers(sequences: list[np.ndarray], rounding: Rounding) -> list[i
     """Lengths of sequences, none longer than a real one, that round the number of tokens up."""
     lengths = [len(sequence) for sequence in sequences]
     tokens = sum(lengths)
-    return _in_pieces(rounding.tokens(tokens) - tokens, max(lengths))
+    return in_pieces(rounding.tokens(tokens) - tokens, max(lengths))
 
 
 def _shape_fillers(sequences: list[np.ndarray], tokens: int, longest: int) -> list[int]:
     """Lengths of sequences, as many whatever is missing, that fill up to a number of tokens."""
-    pieces = _in_pieces(tokens - sum(len(sequence) for sequence in sequences), longest)
+    pieces = in_pieces(tokens - sum(len(sequence) for sequence in sequences), longest)
     slots = -(-tokens // longest)
     assert len(pieces) <= slots, (pieces, tokens, longest)
     return pieces + [0] * (slots - len(pieces))
-
-
-def _in_pieces(tokens: int, longest: int) -> list[int]:
-    assert tokens >= 0, tokens
-    whole, rest = divmod(tokens, longest)
-    return [longest] * whole + [rest] * (rest > 0)
 
 
 def _add_sequences(
@@ -387,7 +382,9 @@ def _encoder_passes(
     passes = []
     begin = 0
     while begin < len(windows):
-        end = len(windows) if shape is not None else _pass_end(windows, begin, batch_tokens)
+        end = len(windows)
+        if shape is None:
+            end = _pass_end(windows, begin, batch_tokens, whole_texts=bool(rounding.block_rows))
         numbers = [number for number, _ in windows[begin:end]]
         chosen = [window for _, window in windows[begin:end]]
         if shape is None:
@@ -408,11 +405,26 @@ def _encoder_passes(
     return passes
 
 
-def _pass_end(windows: list[tuple[int, np.ndarray]], begin: int, batch_tokens: int) -> int:
+def _pass_end(
+    windows: list[tuple[int, np.ndarray]], begin: int, batch_tokens: int, *, whole_texts: bool
+) -> int:
+    """Where a pass ends.
+
+    Args:
+        windows: of all texts, each with its text's number.
+        begin: the pass's first.
+        batch_tokens: most tokens of a pass, but for its first window or text.
+        whole_texts: whether a text's windows stay together, so that its neighbours do not decide in
+            which order its states are added up.
+    """
     end, tokens = begin, 0
     while end < len(windows):
-        tokens += len(windows[end][1])
+        number = windows[end][0]
+        last = end + 1
+        while whole_texts and last < len(windows) and windows[last][0] == number:
+            last += 1
+        tokens += sum(len(window) for _, window in windows[end:last])
         if end > begin and tokens > batch_tokens:
             break
-        end += 1
+        end = last
     return end

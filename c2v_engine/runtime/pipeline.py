@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,7 @@ from c2v_engine.runtime.tokenization import CheckpointTokenizer, TokenizedText
 _CHUNK_TEXTS = 256
 # A window is what is sorted by length together. Two are held at a time.
 _WINDOW_TEXTS = 8192
+_KEPT_PROMPTS = 64
 # Words by which a warm-up finds how many tokens one has.
 _SAMPLE_WORDS = 16
 _WINDOW_CHARACTERS = 64 * 2**20
@@ -71,6 +73,7 @@ class _Batch:
     numbers: list[int]
     texts: list[TokenizedText]
     prompt: tuple[int, ...]
+    prompt_cost: int
 
     @property
     def rows(self) -> int:
@@ -80,15 +83,14 @@ class _Batch:
     @property
     def tokens(self) -> int:
         """Rows of the decoder or tokens of the encoder, whichever are more."""
-        return max(self.rows, sum(text.encoder_tokens for text in self.texts))
+        rows = self.rows + self.prompt_cost * len(self.texts)
+        return max(rows, sum(text.encoder_tokens for text in self.texts))
 
     def halves(self) -> list[_Batch]:
         """The batch in two, each with half of its texts."""
         middle = len(self.texts) // 2
         parts = (slice(None, middle), slice(middle, None))
-        return [
-            _Batch(self.window, self.numbers[part], self.texts[part], self.prompt) for part in parts
-        ]
+        return [replace(self, numbers=self.numbers[part], texts=self.texts[part]) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,9 @@ class EmbeddingPipeline(Runner):
         # Without the causal mask a prompt's rows see the text.
         config = execution.model.config
         self._share_prompts = share_prompts and config.attention == "causal"
+        # Most rows of a batch since one did not fit in memory.
+        self._fitting: int | None = None
+        self._shared: dict[str, SharedPrompt] = {}
         self._threads = max(1, min(4, (os.cpu_count() or 1) // 2))
         self.stats = EncodeStats()
         self._process = os.getpid()
@@ -157,7 +162,7 @@ class EmbeddingPipeline(Runner):
         call = _Call(prompt, self._shared_prompt(prompt), output, report)
         if batch_tokens is None:
             batch_tokens = default_batch_tokens(self.checkpoint.model)
-        budget = _Budget(batch_tokens)
+        budget = _Budget(min(batch_tokens, self._fitting or batch_tokens))
         executor = ThreadPoolExecutor(self._threads, thread_name_prefix="c2v-tokenize")
         flights: deque[tuple[_Batch, UnderWay]] = deque()
         try:
@@ -177,6 +182,9 @@ class EmbeddingPipeline(Runner):
                 yield from self._collected(flights, call, self._execution.ahead)
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
+            for _, under_way in flights:  # a call that failed or was given up
+                with contextlib.suppress(Exception):
+                    under_way.result()
 
     def info(self) -> dict[str, str]:
         """Where and how the model runs, for people: names and plain values."""
@@ -222,24 +230,29 @@ class EmbeddingPipeline(Runner):
             count = max(1, 3 * tokens // 4 // max(each, 1))
             for number in {1, count}:
                 texts = [f"{'a ' * words}{i}" for i in range(number)]
-                for _ in self.run(texts, prompt, None, output):
-                    pass
+                for _ in range(2):  # what is met twice is captured
+                    list(self.run(texts, prompt, None, output))
             tokens *= 2
 
     def close(self) -> None:
-        """Nothing has to be ended."""
+        """Wait for what is under way, and drop what later batches would use again."""
+        self._execution.close()
 
     def _shared_prompt(self, prompt: str) -> SharedPrompt:
         if not self._share_prompts:
             return SharedPrompt((), self._execution.rules)
-        decoder = self._tokenizer.decoder
-        return find_shared_prompt(
-            self._execution.model.config.parsed_template,
-            self._execution.rules,
-            prompt,
-            decoder.token_ids,
-            decoder.single_id,
-        )
+        if prompt not in self._shared:
+            decoder, model = self._tokenizer.decoder, self._execution.model
+            if len(self._shared) >= _KEPT_PROMPTS:
+                self._shared.clear()
+            self._shared[prompt] = find_shared_prompt(
+                model.config.parsed_template,
+                self._execution.rules,
+                prompt,
+                decoder.token_ids,
+                decoder.single_id,
+            )
+        return self._shared[prompt]
 
     def _launched(
         self,
@@ -267,6 +280,7 @@ class EmbeddingPipeline(Runner):
             elif len(batch.texts) > 1:
                 waiting[:0] = batch.halves()
                 budget.tokens = min(budget.tokens, max(half.tokens for half in waiting[:2]))
+                self._fitting = budget.tokens
             else:
                 text = batch.texts[0]
                 raise TextError(
@@ -361,7 +375,9 @@ class EmbeddingPipeline(Runner):
 
     def _window_batches(self, window: _Window, call: _Call, budget: _Budget) -> Iterator[_Batch]:
         """Batches of distinct texts; those that begin with the shared prompt apart from others."""
-        gathered = {True: _Gathered(window, call.shared.token_ids), False: _Gathered(window, ())}
+        prompt = call.shared.token_ids
+        cost = self._execution.model.prompt_cost(len(prompt))
+        gathered = {True: _Gathered(window, prompt, cost), False: _Gathered(window, (), 0)}
         for last, (numbers, future) in _mark_last(window.chunks):
             try:
                 texts = future.result()
@@ -386,11 +402,13 @@ class _Gathered:
     Args:
         window: that they are of.
         prompt: the rows that all of them begin with and that are computed once.
+        prompt_cost: rows that each counts more for these.
     """
 
-    def __init__(self, window: _Window, prompt: tuple[int, ...]) -> None:
+    def __init__(self, window: _Window, prompt: tuple[int, ...], prompt_cost: int) -> None:
         self._window = window
         self._prompt = prompt
+        self._cost = prompt_cost
         self._numbers: list[int] = []
         self._texts: list[TokenizedText] = []
 
@@ -400,10 +418,11 @@ class _Gathered:
 
     def batches(self, budget: _Budget, last: bool) -> Iterator[_Batch]:
         """Whole batches; the last one stays, for texts to come may have room in it."""
-        batches = list(split_by_tokens(self._texts, budget.tokens, len(self._prompt)))
+        rows = len(self._prompt)
+        batches = list(split_by_tokens(self._texts, budget.tokens, rows, self._cost))
         for batch in batches if last else batches[:-1]:
             numbers, texts = self._chosen(batch)
-            yield _Batch(self._window, numbers, texts, self._prompt)
+            yield _Batch(self._window, numbers, texts, self._prompt, self._cost)
         self._numbers, self._texts = self._chosen([] if last or not batches else batches[-1])
 
     def _chosen(self, places: list[int]) -> tuple[list[int], list[TokenizedText]]:

@@ -24,6 +24,7 @@ import torch
 
 from c2v_engine import errors
 from c2v_engine.errors import C2VError, TextError
+from c2v_engine.model.device import resolve_device
 from c2v_engine.model.loading import Placement
 from c2v_engine.model.pooling import OutputFormat
 from c2v_engine.runtime.opening import PipelineOptions, open_pipeline
@@ -142,6 +143,9 @@ class Failed(NamedTuple):
 
 def open_worker(directory: Path, options: PipelineOptions) -> Opened:
     """The ``Opener`` of a checkpoint."""
+    device = resolve_device(options.load.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # or it would have a context on the first one too
     pipeline = open_pipeline(directory, options)
     checkpoint = pipeline.checkpoint
     return Opened(pipeline, checkpoint.placement, default_batch_tokens(checkpoint.model))

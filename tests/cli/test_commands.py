@@ -147,7 +147,8 @@ def test_created_model_encodes(capsys, tmp_path, source, engine):
     [
         (["--prompt-name", "nope"], "'nope'"),
         (["--truncate-dim", "100000"], "truncate_dim is 100000"),
-        (["--dtype", "float8"], "dtype is 'float8'"),
+        (["--dtype", "float4"], "dtype is 'float4'"),
+        (["--dtype", "float8", "--device", "cpu"], "dtype 'float8' can not be used on cpu"),
         (["--device", "toaster"], "toaster"),
         (["--attention", "none"], "none"),
         (["--model", "no/such/folder"], "no/such/folder"),

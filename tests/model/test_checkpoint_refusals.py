@@ -334,7 +334,7 @@ def test_a_damaged_index_is_refused(sharded, content):
         ({"device": "meta"}, ("device is 'meta'",)),
         ({"device": "gpu 0"}, ("device is 'gpu 0'",)),
         ({"device": None}, ("device is None",)),
-        ({"dtype": "int8"}, ("dtype is 'int8'", "float32, bfloat16, float16")),
+        ({"dtype": "int4"}, ("dtype is 'int4'", "float32, bfloat16, float16")),
         ({"dtype": "fp32"}, ("dtype is 'fp32'",)),
         ({"attention": "eager"}, ("attention is 'eager'", "sdpa")),
         ({"attention": "flash_attn_2"}, ("flash_attn_2", "needs a CUDA GPU")),

@@ -46,7 +46,7 @@ class PackedPlan:
     Attributes:
         cu_seqlens: int32 ``[sequences + 1]`` on the device: of keys.
         max_seqlen: on the host: of keys.
-        mask: without a window that nothing reaches.
+        mask: what a query sees.
         cu_seqlens_q: likewise of queries, the last rows of their keys' sequence; None where every
             key has a query.
         max_seqlen_q: likewise.
@@ -67,11 +67,11 @@ class PackedPlan:
         cls, sequences: PackedSequences, mask: AttentionMask, bounds: torch.Tensor | None = None
     ) -> PackedPlan:
         """The plan for all rows of packed sequences."""
-        keys, longest = sequences.attended, sequences.attended.max_seqlen
+        keys = sequences.attended
         return cls(
             keys.cu_seqlens,
-            longest,
-            mask.for_length(longest),
+            keys.max_seqlen,
+            mask,
             None if sequences.keys is None else sequences.cu_seqlens,
             sequences.max_seqlen,
             bounds=bounds,
@@ -82,8 +82,7 @@ class PackedPlan:
         cls, keys: PackedSequences | KeySequences, rows: torch.Tensor, mask: AttentionMask
     ) -> PackedPlan:
         """The plan for chosen rows."""
-        longest = keys.max_seqlen
-        return cls(keys.cu_seqlens, longest, mask.for_length(longest), rows=rows)
+        return cls(keys.cu_seqlens, keys.max_seqlen, mask, rows=rows)
 
     @property
     def query_cu_seqlens(self) -> torch.Tensor:

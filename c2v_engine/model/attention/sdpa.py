@@ -83,7 +83,6 @@ class SdpaAttention(AttentionBackend):
         keys = sequences.attended
         lengths, key_lengths = sequences.lengths, keys.lengths
         device = sequences.cu_seqlens.device
-        mask = mask.for_length(keys.max_seqlen)
         order = np.argsort(-lengths, kind="stable")
         members = [order[i : i + 1] for i in range(len(order))]
         if not self._alone:
