@@ -2,7 +2,7 @@
 # make test    set up, then run the tests
 # make lint    ruff and mypy
 # make setup   the set-up alone
-# make bench   the CPU benchmark (minutes)
+# make bench   the CPU benchmarks (a quarter of an hour)
 # make aot     compile every Triton kernel for sm_80, sm_90 and sm_100; no GPU is needed
 # make gpu OUT=folder
 #              on a machine with a CUDA GPU and its own torch: build in place, test, measure, and
@@ -56,6 +56,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/bench_cpu_encode.py
+	@$(BIN)/python benchmarks/bench_engine.py --device cpu --json benchmarks/results/cpu-engine.json
 
 aot: $(STAMP)
 	@$(BIN)/python tools/aot.py

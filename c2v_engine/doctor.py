@@ -12,9 +12,16 @@ import torch
 from c2v_engine._version import __version__
 from c2v_engine.kernels._triton import triton_serves, triton_status
 from c2v_engine.kernels.dual_token_pool import extension_status
+from c2v_engine.kernels.linear_int8 import why_not_int8
 from c2v_engine.model.attention.measured import read_table
 from c2v_engine.model.attention.select import BACKENDS, select_attention
-from c2v_engine.model.device import cpu_has_bfloat16, resolve_device, resolve_dtype
+from c2v_engine.model.device import (
+    cpu_has_bfloat16,
+    resolve_device,
+    resolve_dtype,
+    why_not_float8,
+)
+from c2v_engine.model.linear import onednn_serves
 
 # A head size that most decoders have; a model of another may rule some backends out.
 _HEAD_DIM = 128
@@ -40,7 +47,7 @@ class Finding(NamedTuple):
 
 def report() -> list[Finding]:
     """Look at the machine; takes no model."""
-    return [*_machine(), *_extension(), *_triton(), *_attention(), *_choices()]
+    return [*_machine(), *_extension(), *_triton(), *_attention(), *_linear(), *_choices()]
 
 
 def _machine() -> list[Finding]:
@@ -115,6 +122,24 @@ def _attention() -> list[Finding]:
             reason = backend.why_not(device, dtype, _HEAD_DIM) if there else "no GPU"
             used = "used" if name == chosen else "usable" if reason is None else "not usable"
             findings.append(Finding(f"attention on {kind}", name, used, reason or ""))
+    return findings
+
+
+def _linear() -> list[Finding]:
+    """What the linear layers can multiply in beside the dtypes that every device has."""
+    findings = []
+    for dtype in (torch.float32, torch.bfloat16):
+        laid_out = "laid out once for oneDNN" if onednn_serves(dtype) else "as in the checkpoint"
+        name = str(dtype).removeprefix("torch.")
+        findings.append(Finding("linear layers", f"{name} on cpu", laid_out))
+    reason = why_not_int8()
+    usable = "usable" if reason is None else "not usable"
+    findings.append(Finding("linear layers", "int8 on cpu", usable, reason or ""))
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for device in [torch.device("cuda", index) for index in range(count)]:
+        reason = why_not_float8(device)
+        usable = "usable" if reason is None else "not usable"
+        findings.append(Finding("linear layers", f"float8 on {device}", usable, reason or ""))
     return findings
 
 
