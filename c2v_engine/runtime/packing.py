@@ -10,7 +10,7 @@ import torch
 
 from c2v_engine.model.config import EncoderPooling
 from c2v_engine.model.packed_batch import EncoderInput, KeySequences, PackedBatch, PackedSequences
-from c2v_engine.model.rounding import Rounding, in_pieces, rounding_for
+from c2v_engine.model.rounding import Rounding, in_pieces
 from c2v_engine.model.template import CONTEXT, Template
 from c2v_engine.runtime.tokenization import TokenizedText
 
@@ -275,22 +275,6 @@ def lay_out(
         pooled_rows,
         pooled_offsets,
     )
-
-
-def pack(
-    texts: Sequence[TokenizedText], rules: PackingRules, batch_tokens: int, device: torch.device
-) -> PackedBatch:
-    """Lay texts end to end and move them to a device in one copy.
-
-    Args:
-        texts: at least one.
-        rules: of the checkpoint.
-        batch_tokens: most tokens of one encoder pass.
-        device: of the model.
-    """
-    rounding = rounding_for(device, deterministic=False)
-    batch = lay_out(texts, rules, batch_tokens, rounding)
-    return batch.on(torch.from_numpy(batch.buffer).to(device))
 
 
 def _marked(text: TokenizedText, number: int, rules: PackingRules, prompt_rows: int) -> np.ndarray:

@@ -11,8 +11,9 @@ from checkpoints import Recipe, corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from c2v_engine.model.rounding import FewSizes
 from c2v_engine.model.template import Template
-from c2v_engine.runtime.packing import PackingRules, lay_out, pack, split_by_tokens
+from c2v_engine.runtime.packing import PackingRules, lay_out, split_by_tokens
 from c2v_engine.runtime.tokenization import TokenizedText
 
 CPU = torch.device("cpu")
@@ -48,6 +49,12 @@ def packed(lengths=LENGTHS, pooling="mean", batch_tokens=1000):
         for number, length in enumerate(lengths)
     ]
     return texts, pack(texts, rules(DUAL, pooling), batch_tokens, CPU)
+
+
+def pack(texts, rules, batch_tokens, device):
+    """A batch as a CPU is given it."""
+    batch = lay_out(texts, rules, batch_tokens, FewSizes())
+    return batch.on(torch.from_numpy(batch.buffer).to(device))
 
 
 # --- the budget -----------------------------------------------------------------------------------
@@ -243,8 +250,6 @@ def test_rounded_batches_give_what_small_ones_give(engine, pooling):
 
 
 def test_large_batches_have_few_sizes_and_small_ones_their_own():
-    from c2v_engine.model.rounding import FewSizes
-
     assert [FewSizes().tokens(n) for n in (1, 12, 1023, 1024, 1025, 8192)] == [
         1, 12, 1023, 1024, 1088, 8192,
     ]  # fmt: skip
