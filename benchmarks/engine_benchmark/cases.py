@@ -132,11 +132,11 @@ def cpu_cases(dtype: str) -> list[Case]:
     eight_bits = (Spec("engine", "int8"),) if dtype == "bfloat16" else ()
     return [
         at_128(small, 2**12, dtype, *eight_bits),
-        against_peers(base, 2**14, dtype),
-        deterministic(small, 2**12, dtype),
-        one_text(small, 16, dtype),
-        shared_prompt(small, 2**11, dtype),
-        where_time_goes(small, 2**12, dtype),
+        against_peers(base, 2**13, dtype),
+        deterministic(small, 2**11, dtype),
+        one_text(small, 8, dtype),
+        shared_prompt(small, 2**10, dtype),
+        where_time_goes(small, 2**11, dtype),
     ]
 
 
