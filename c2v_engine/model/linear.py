@@ -172,7 +172,8 @@ def by_blocks(
     """Applies a function of rows to blocks of so many, so that its products have one shape always.
 
     Which of its kernels a library takes, and so the order of its sums, depends on the shape. With
-    one shape a row's result depends on nothing but the row: what deterministic mode is built on.
+    one shape a row's result depends on nothing but the row, where a library adds up alike wherever
+    in the block a row stands: what deterministic mode is built on, and what tests ask of it.
 
     Args:
         function: from ``[block_rows, in]`` to ``[block_rows, out]``, row by row.
