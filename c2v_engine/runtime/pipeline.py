@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -16,10 +16,10 @@ import torch
 from c2v_engine.errors import BackendError, TextError
 from c2v_engine.model.checkpoint import Checkpoint
 from c2v_engine.model.pooling import OutputFormat
+from c2v_engine.runtime.batches import Batch, Budget, Gathered, Window
 from c2v_engine.runtime.execution import Embedded, Execution, UnderWay
 from c2v_engine.runtime.graphs import FEWEST_TOKENS, MOST_TOKENS
 from c2v_engine.runtime.options import default_batch_tokens
-from c2v_engine.runtime.packing import split_by_tokens
 from c2v_engine.runtime.runner import EncodeStats, Runner
 from c2v_engine.runtime.shared_prompt import SharedPrompt, find_shared_prompt
 from c2v_engine.runtime.tokenization import CheckpointTokenizer, TokenizedText
@@ -33,64 +33,6 @@ _KEPT_PROMPTS = 64
 # Words by which a warm-up finds how many tokens one has.
 _SAMPLE_WORDS = 16
 _WINDOW_CHARACTERS = 64 * 2**20
-
-
-@dataclass
-class _Window:
-    """Consecutive texts of the input, in the middle of being embedded."""
-
-    first_row: int
-    size: int
-    # For each distinct text, where it stands in the window.
-    places: list[list[int]]
-    chunks: list[tuple[list[int], Future[list[TokenizedText]]]] = field(default_factory=list)
-    block: torch.Tensor | None = None
-    missing: int = 0
-
-    def __post_init__(self) -> None:
-        self.missing = self.size
-
-    def put(self, numbers: list[int], embeddings: torch.Tensor) -> int:
-        """Put the embeddings of distinct texts in their places; how many these are."""
-        if self.block is None:
-            self.block = embeddings.new_empty((self.size, embeddings.shape[1]))
-        places = [place for number in numbers for place in self.places[number]]
-        repeats = torch.tensor([len(self.places[number]) for number in numbers])
-        self.block[torch.tensor(places)] = embeddings.repeat_interleave(repeats, dim=0)
-        self.missing -= len(places)
-        return len(places)
-
-    def row_of(self, numbers: list[int]) -> int:
-        """The first row of the input at which one of these distinct texts stands."""
-        return self.first_row + min(min(self.places[number]) for number in numbers)
-
-
-@dataclass
-class _Batch:
-    """Distinct texts of a window that are computed together."""
-
-    window: _Window
-    numbers: list[int]
-    texts: list[TokenizedText]
-    prompt: tuple[int, ...]
-    prompt_cost: int
-
-    @property
-    def rows(self) -> int:
-        """Rows of the decoder that it computes."""
-        return sum(len(text.token_ids) - len(self.prompt) for text in self.texts)
-
-    @property
-    def tokens(self) -> int:
-        """Rows of the decoder or tokens of the encoder, whichever are more."""
-        rows = self.rows + self.prompt_cost * len(self.texts)
-        return max(rows, sum(text.encoder_tokens for text in self.texts))
-
-    def halves(self) -> list[_Batch]:
-        """The batch in two, each with half of its texts."""
-        middle = len(self.texts) // 2
-        parts = (slice(None, middle), slice(middle, None))
-        return [replace(self, numbers=self.numbers[part], texts=self.texts[part]) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -162,9 +104,9 @@ class EmbeddingPipeline(Runner):
         call = _Call(prompt, self._shared_prompt(prompt), output, report)
         if batch_tokens is None:
             batch_tokens = default_batch_tokens(self.checkpoint.model)
-        budget = _Budget(min(batch_tokens, self._fitting or batch_tokens))
+        budget = Budget(min(batch_tokens, self._fitting or batch_tokens))
         executor = ThreadPoolExecutor(self._threads, thread_name_prefix="c2v-tokenize")
-        flights: deque[tuple[_Batch, UnderWay]] = deque()
+        flights: deque[tuple[Batch, UnderWay]] = deque()
         try:
             batches = self._batches(iter(texts), call, budget, executor)
             while True:
@@ -256,10 +198,10 @@ class EmbeddingPipeline(Runner):
 
     def _launched(
         self,
-        batch: _Batch,
+        batch: Batch,
         call: _Call,
-        budget: _Budget,
-        flights: deque[tuple[_Batch, UnderWay]],
+        budget: Budget,
+        flights: deque[tuple[Batch, UnderWay]],
     ) -> Iterator[torch.Tensor]:
         """Launch a batch; where it does not fit in memory, its halves, after all before it."""
         waiting = [batch]
@@ -290,7 +232,7 @@ class EmbeddingPipeline(Runner):
                     "checkpoint's config, or take a smaller dtype or another device",
                 )
 
-    def _try(self, batch: _Batch, call: _Call, budget: _Budget) -> UnderWay | None:
+    def _try(self, batch: Batch, call: _Call, budget: Budget) -> UnderWay | None:
         """Launch a batch; None where it does not fit in memory."""
         try:
             return self._execution.launch(batch.texts, call.output, budget.tokens, batch.prompt)
@@ -298,7 +240,7 @@ class EmbeddingPipeline(Runner):
             return None
 
     def _collected(
-        self, flights: deque[tuple[_Batch, UnderWay]], call: _Call, most: int
+        self, flights: deque[tuple[Batch, UnderWay]], call: _Call, most: int
     ) -> Iterator[torch.Tensor]:
         """Wait for the oldest batches until so many are left; the windows that are whole."""
         while len(flights) > most:
@@ -309,7 +251,7 @@ class EmbeddingPipeline(Runner):
                 assert window.block is not None
                 yield window.block
 
-    def _collect(self, batch: _Batch, embedded: Embedded, call: _Call) -> None:
+    def _collect(self, batch: Batch, embedded: Embedded, call: _Call) -> None:
         embeddings, finite = embedded.embeddings, torch.isfinite(embedded.norms)
         output = call.output
         if output.precision == "float16" and not output.normalize:
@@ -331,9 +273,9 @@ class EmbeddingPipeline(Runner):
         self,
         texts: Iterator[str],
         call: _Call,
-        budget: _Budget,
+        budget: Budget,
         executor: ThreadPoolExecutor,
-    ) -> Iterator[_Batch]:
+    ) -> Iterator[Batch]:
         """The batches of all windows, each as soon as enough of its texts are tokenised.
 
         While the batches of a window are computed the next one is read and tokenised. Where the
@@ -354,7 +296,7 @@ class EmbeddingPipeline(Runner):
 
     def _windows(
         self, texts: Iterator[str], prompt: str, executor: ThreadPoolExecutor
-    ) -> Iterator[_Window]:
+    ) -> Iterator[Window]:
         """Cut the input into windows and set their tokenisation going."""
         first_row = 0
         while window_texts := take_window(texts, first_row):
@@ -362,7 +304,7 @@ class EmbeddingPipeline(Runner):
             for place, text in enumerate(window_texts):
                 places.setdefault(text, []).append(place)
             distinct = list(places)
-            window = _Window(first_row, len(window_texts), list(places.values()))
+            window = Window(first_row, len(window_texts), list(places.values()))
             # Longest first, by characters as long as tokens are not known: batches then hold like
             # lengths although they are run before the last text is tokenised.
             order = sorted(range(len(distinct)), key=lambda i: -len(distinct[i]))
@@ -373,11 +315,11 @@ class EmbeddingPipeline(Runner):
             yield window
             first_row += len(window_texts)
 
-    def _window_batches(self, window: _Window, call: _Call, budget: _Budget) -> Iterator[_Batch]:
+    def _window_batches(self, window: Window, call: _Call, budget: Budget) -> Iterator[Batch]:
         """Batches of distinct texts; those that begin with the shared prompt apart from others."""
         prompt = call.shared.token_ids
         cost = self._execution.model.prompt_cost(len(prompt))
-        gathered = {True: _Gathered(window, prompt, cost), False: _Gathered(window, (), 0)}
+        gathered = {True: Gathered(window, prompt, cost), False: Gathered(window, (), 0)}
         for last, (numbers, future) in _mark_last(window.chunks):
             try:
                 texts = future.result()
@@ -387,46 +329,6 @@ class EmbeddingPipeline(Runner):
                 gathered[call.shared.begins(text)].add(number, text)
             for part in gathered.values():
                 yield from part.batches(budget, last)
-
-
-@dataclass
-class _Budget:
-    """Most rows of a batch; falls where memory runs out."""
-
-    tokens: int
-
-
-class _Gathered:
-    """Tokenised texts of a window that wait for their batch.
-
-    Args:
-        window: that they are of.
-        prompt: the rows that all of them begin with and that are computed once.
-        prompt_cost: rows that each counts more for these.
-    """
-
-    def __init__(self, window: _Window, prompt: tuple[int, ...], prompt_cost: int) -> None:
-        self._window = window
-        self._prompt = prompt
-        self._cost = prompt_cost
-        self._numbers: list[int] = []
-        self._texts: list[TokenizedText] = []
-
-    def add(self, number: int, text: TokenizedText) -> None:
-        self._numbers.append(number)
-        self._texts.append(text)
-
-    def batches(self, budget: _Budget, last: bool) -> Iterator[_Batch]:
-        """Whole batches; the last one stays, for texts to come may have room in it."""
-        rows = len(self._prompt)
-        batches = list(split_by_tokens(self._texts, budget.tokens, rows, self._cost))
-        for batch in batches if last else batches[:-1]:
-            numbers, texts = self._chosen(batch)
-            yield _Batch(self._window, numbers, texts, self._prompt, self._cost)
-        self._numbers, self._texts = self._chosen([] if last or not batches else batches[-1])
-
-    def _chosen(self, places: list[int]) -> tuple[list[int], list[TokenizedText]]:
-        return [self._numbers[i] for i in places], [self._texts[i] for i in places]
 
 
 def _describe(config: Any, parameters: int, embeddings: torch.Tensor) -> str:
