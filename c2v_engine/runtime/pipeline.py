@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
+from threading import Lock
 from typing import Any
 
 import torch
@@ -76,6 +77,7 @@ class EmbeddingPipeline(Runner):
         self._shared: dict[str, SharedPrompt] = {}
         self._threads = max(1, min(4, (os.cpu_count() or 1) // 2))
         self.stats = EncodeStats()
+        self._counting = Lock()
         self._process = os.getpid()
 
     def run(
@@ -262,10 +264,11 @@ class EmbeddingPipeline(Runner):
             reason = "its embedding is not finite: weights hold NaN, or dtype or precision overflow"
             raise TextError(batch.window.row_of(bad), reason)
         count = batch.window.put(batch.numbers, embeddings)
-        self.stats.texts += count
-        self.stats.tokens += batch.rows
-        self.stats.encoder_tokens += sum(text.encoder_tokens for text in batch.texts)
-        self.stats.batches += 1
+        with self._counting:  # calls of several threads
+            self.stats.texts += count
+            self.stats.tokens += batch.rows
+            self.stats.encoder_tokens += sum(text.encoder_tokens for text in batch.texts)
+            self.stats.batches += 1
         if call.report is not None:
             call.report(count)
 
