@@ -10,21 +10,24 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).with_name("measure_loading.py")
-SHARD = 48 * 2**20
+SHARD = 96 * 2**20
 # Of the largest shard: mapped whole while it is read, and beside it the layer that is being joined.
-MOST = 1.3
+# On a CPU malloc keeps holes between layers of a few MB, much of so small a shard: 1.08 to 1.2.
+MOST = {"sent": 1.3, "kept": 1.4}
+# Without the shard being read at all the figure would mean nothing.
+LEAST = 0.7
 
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
-    """A decoder of 170 MB in shards of 48 MB, float32 on the disk."""
+    """A decoder of 310 MB in shards of 96 MB, float32 on the disk."""
     from transformers import LlamaConfig, LlamaModel
 
     folder = tmp_path_factory.mktemp("sharded")
     config = LlamaConfig(
         vocab_size=2048,
-        hidden_size=512,
-        intermediate_size=1408,
+        hidden_size=768,
+        intermediate_size=2048,
         num_hidden_layers=12,
         num_attention_heads=8,
         num_key_value_heads=4,
@@ -35,15 +38,14 @@ def sharded(tmp_path_factory):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("device", ["meta", "cpu"])
-def test_the_host_holds_no_more_than_a_shard_beside_the_model(sharded, device):
-    command = [sys.executable, str(SCRIPT), str(sharded), device]
+@pytest.mark.parametrize("layers", ["sent", "kept"])
+def test_the_host_holds_no_more_than_a_shard_beside_the_model(sharded, layers):
+    command = [sys.executable, str(SCRIPT), str(sharded), layers]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    peak, loaded = map(int, result.stdout.split())
-    held = peak - (loaded if device == "cpu" else 0)
+    peak, kept = map(int, result.stdout.split())
     largest = max(path.stat().st_size for path in sharded.glob("*.safetensors"))
-    assert held <= MOST * largest, (held / 2**20, largest / 2**20)
+    assert LEAST * largest <= peak - kept <= MOST[layers] * largest, (peak, kept, largest)
 
 
 def test_a_model_does_not_read_its_files_after_it_was_loaded(engine, checkpoint, tmp_path):
