@@ -173,4 +173,4 @@ def test_the_command_tries_every_kind_of_case_on_a_cpu(tmp_path):
     assert found["tiny-mistral/18/prompt 32", "engine bfloat16 unshared"] == "ok"
     assert found["tiny-qwen2/log-normal/deterministic", "engine bfloat16 deterministic"] == "ok"
     assert "decoder.gate_up" in result.stdout
-    assert "not measured: no result of mistral-7b/128" in result.stdout
+    assert "not measured: no result of qwen2.5-0.5b/128" in result.stdout
