@@ -26,12 +26,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import torch  # noqa: E402
+from command_line import Parser  # noqa: E402
 from engine_benchmark.cases import Case, cpu_cases, full_cases, small_cases  # noqa: E402
 from engine_benchmark.report import line, summary, verdict  # noqa: E402
 from engine_benchmark.run import run_cases  # noqa: E402
@@ -46,14 +46,6 @@ from kernel_benchmark.run import Budget  # noqa: E402
 from processes import end_on_signals  # noqa: E402
 
 REPETITIONS = 3
-
-
-class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with a command line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Ends with status 2."""
-        self.exit(2, f"error: {' '.join(message.split())}\n")
 
 
 def parse(given: Sequence[str] | None) -> tuple[argparse.Namespace, list[Case], Record]:

@@ -22,12 +22,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import torch  # noqa: E402
+from command_line import Parser  # noqa: E402
 from kernel_benchmark.case import Case  # noqa: E402
 from kernel_benchmark.catalogue import attention_cases, full_cases, small_cases  # noqa: E402
 from kernel_benchmark.ceilings import measure_ceilings  # noqa: E402
@@ -44,14 +44,6 @@ from processes import end_on_signals  # noqa: E402
 
 LOST_DEVICE = 3  # exit status: a new process can go on with --resume
 SMALL_REPETITIONS = 5
-
-
-class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with a command line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Ends with status 2."""
-        self.exit(2, f"error: {' '.join(message.split())}\n")
 
 
 def parse(given: Sequence[str] | None) -> tuple[argparse.Namespace, list[Case], Record]:

@@ -109,7 +109,7 @@ class CudaExecution(Execution):
     Args:
         model: on its device.
         rules: how its batches are packed.
-        workspace_tokens: rows of the largest batch that the workspace is made for.
+        batch_tokens: most rows of a batch where a call asks for none; the workspace is made for it.
         graphs: whether small batches are captured and replayed.
     """
 
@@ -119,10 +119,10 @@ class CudaExecution(Execution):
         self,
         model: PackedCausal2Vec,
         rules: PackingRules,
-        workspace_tokens: int,
+        batch_tokens: int,
         graphs: bool = True,
     ) -> None:
-        super().__init__(model, rules)
+        super().__init__(model, rules, batch_tokens)
         self._device = model.decoder.norm.device
         with torch.cuda.device(self._device):  # pools and events are of the current one
             self._streams = tuple(torch.cuda.Stream(self._device) for _ in range(3))
@@ -133,7 +133,6 @@ class CudaExecution(Execution):
             self._graph_pool = torch.cuda.graph_pool_handle()
         self._compute, self._upload, self._download = self._streams
         self._turn = 0
-        self._workspace_tokens = workspace_tokens
         self._warm_threads: set[int] = set()
         self._reserved = False
         self._shapes: ShapeChooser | None = None
@@ -235,7 +234,7 @@ class CudaExecution(Execution):
             if replay is not None:
                 return replay(buffer, output.ranges)
         # Before the workspace is entered: these stay.
-        states = self.model.prompt_states(batch.prompt) if batch.prompt else None
+        states = self._prompt_states(batch)
         self._warm_libraries()
         if self._pool is None:
             return self.model.forward(batch.on(buffer), output, states)
@@ -258,7 +257,7 @@ class CudaExecution(Execution):
 
         Where that much is not there any more, half of it may be: batches are cut to what there is.
         """
-        size = self._workspace_tokens * self.model.peak_bytes_per_token
+        size = self.batch_tokens * self.model.peak_bytes_per_token
         while not self._reserved:
             try:
                 torch.empty(size, dtype=torch.uint8, device=self._device)
@@ -270,7 +269,7 @@ class CudaExecution(Execution):
 
     def _capture(self, batch: HostBatch, output: OutputFormat) -> Replay:
         """Capture a batch; the graph reads a buffer of its own."""
-        states = self.model.prompt_states(batch.prompt) if batch.prompt else None
+        states = self._prompt_states(batch)
         own = torch.from_numpy(batch.buffer).to(self._device)
         ranges = None if output.ranges is None else output.ranges.clone()
         kept = replace(output, ranges=ranges)

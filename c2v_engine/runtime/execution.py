@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from c2v_engine.model.causal2vec import PackedCausal2Vec
+from c2v_engine.model.decoder import PromptStates
 from c2v_engine.model.pooling import OutputFormat
 from c2v_engine.runtime.packing import HostBatch, PackingRules, lay_out
 from c2v_engine.runtime.tokenization import TokenizedText
@@ -48,15 +49,21 @@ class _Done(UnderWay):
 class Execution(ABC):
     """Runs the batches of one model; may be used from several threads.
 
+    Args:
+        model: on its device.
+        rules: how its batches are packed.
+        batch_tokens: most rows of a batch where a call asks for none.
+
     Attributes:
         ahead: how many batches are worth launching before the first is waited for.
     """
 
     ahead: int = 0
 
-    def __init__(self, model: PackedCausal2Vec, rules: PackingRules) -> None:
+    def __init__(self, model: PackedCausal2Vec, rules: PackingRules, batch_tokens: int) -> None:
         self.model = model
         self.rules = rules
+        self.batch_tokens = batch_tokens
         # Batches of several threads share the graphs, the prompts' states and the workspace.
         self._lock = Lock()
 
@@ -79,6 +86,10 @@ class Execution(ABC):
         Raises:
             torch.OutOfMemoryError: it does not fit in the device's memory.
         """
+
+    def _prompt_states(self, batch: HostBatch) -> PromptStates | None:
+        """What its sequences begin with, where they were packed without it."""
+        return self.model.prompt_states(batch.prompt) if batch.prompt else None
 
     def close(self) -> None:  # noqa: B027  (there may be nothing to end)
         """Wait for what is under way, and let go of what was kept for later batches."""
@@ -104,7 +115,7 @@ class HostExecution(Execution):
     def run(self, batch: HostBatch, output: OutputFormat) -> Embedded:
         """Compute a batch that was laid out."""
         with self._lock:
-            states = self.model.prompt_states(batch.prompt) if batch.prompt else None
+            states = self._prompt_states(batch)
             on_host = batch.on(torch.from_numpy(batch.buffer))
             try:
                 embeddings, norms = self.model.forward(on_host, output, states)

@@ -66,6 +66,7 @@ def _execution(checkpoint: Checkpoint, options: PipelineOptions) -> Execution:
     config, model = checkpoint.description.config, checkpoint.model
     pooling = config.encoder.pooling if config.encoder is not None else "mean"
     rules = PackingRules.from_template(config.parsed_template, pooling)
+    batch_tokens = default_batch_tokens(model)
     if checkpoint.placement.device.type == "cpu":
-        return HostExecution(model, rules)
-    return CudaExecution(model, rules, default_batch_tokens(model), options.cuda_graphs)
+        return HostExecution(model, rules, batch_tokens)
+    return CudaExecution(model, rules, batch_tokens, options.cuda_graphs)

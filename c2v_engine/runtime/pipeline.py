@@ -20,7 +20,6 @@ from c2v_engine.model.pooling import OutputFormat
 from c2v_engine.runtime.batches import Batch, Budget, Gathered, Window
 from c2v_engine.runtime.execution import Embedded, Execution, UnderWay
 from c2v_engine.runtime.graphs import FEWEST_TOKENS, MOST_TOKENS
-from c2v_engine.runtime.options import default_batch_tokens
 from c2v_engine.runtime.runner import EncodeStats, Runner
 from c2v_engine.runtime.shared_prompt import SharedPrompt, find_shared_prompt
 from c2v_engine.runtime.tokenization import CheckpointTokenizer, TokenizedText
@@ -105,7 +104,7 @@ class EmbeddingPipeline(Runner):
             output = replace(output, ranges=output.ranges.to(self.checkpoint.placement.device))
         call = _Call(prompt, self._shared_prompt(prompt), output, report)
         if batch_tokens is None:
-            batch_tokens = default_batch_tokens(self.checkpoint.model)
+            batch_tokens = self.batch_tokens
         budget = Budget(min(batch_tokens, self._fitting or batch_tokens))
         executor = ThreadPoolExecutor(self._threads, thread_name_prefix="c2v-tokenize")
         flights: deque[tuple[Batch, UnderWay]] = deque()
@@ -129,6 +128,11 @@ class EmbeddingPipeline(Runner):
             for _, under_way in flights:  # a call that failed or was given up
                 with contextlib.suppress(Exception):
                     under_way.result()
+
+    @property
+    def batch_tokens(self) -> int:
+        """Most rows of a batch where a call asks for none, chosen when the model was loaded."""
+        return self._execution.batch_tokens
 
     def info(self) -> dict[str, str]:
         """Where and how the model runs, for people: names and plain values."""

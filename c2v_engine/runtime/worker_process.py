@@ -28,7 +28,6 @@ from c2v_engine.model.device import resolve_device
 from c2v_engine.model.loading import Placement
 from c2v_engine.model.pooling import OutputFormat
 from c2v_engine.runtime.opening import PipelineOptions, open_pipeline
-from c2v_engine.runtime.options import default_batch_tokens
 from c2v_engine.runtime.runner import EncodeStats, Runner
 
 # The pipe ends with the parent, but for a forked copy of the parent that still holds it open.
@@ -148,7 +147,7 @@ def open_worker(directory: Path, options: PipelineOptions) -> Opened:
         torch.cuda.set_device(device)  # or it would have a context on the first one too
     pipeline = open_pipeline(directory, options)
     checkpoint = pipeline.checkpoint
-    return Opened(pipeline, checkpoint.placement, default_batch_tokens(checkpoint.model))
+    return Opened(pipeline, checkpoint.placement, pipeline.batch_tokens)
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -307,7 +307,7 @@ def test_the_workspace_holds_the_largest_batch_from_the_first_on(on_gpu, monkeyp
     model.encode(TEXTS[:2])
     assert sizes == [False]
     monkeypatch.undo()
-    assert execution._workspace_tokens == 4096
+    assert execution.batch_tokens == 4096
 
 
 def test_lack_of_memory_drops_the_graphs_and_goes_on(engine, on_gpu, monkeypatch):
