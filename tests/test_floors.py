@@ -14,7 +14,7 @@ PACKAGE = "c2v_engine"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
-    ("serving", "jobs", "integrations", "doctor"),
+    ("serving", "jobs", "training", "evaluation", "integrations", "doctor"),
     ("engine", "reference"),
     ("runtime",),
     ("model",),

@@ -1,0 +1,10 @@
+"""The command line, ``c2v``: commands only, parse, call, print.
+
+A file holds the commands of one subject and registers them with ``app`` when it is imported.
+Everything heavy is imported inside the commands, so that ``c2v --help`` answers at once.
+"""
+
+from c2v_engine.cli import encoding, models
+from c2v_engine.cli.app import app, main
+
+__all__ = ["app", "encoding", "main", "models"]
