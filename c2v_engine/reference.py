@@ -68,9 +68,24 @@ class Causal2VecReference(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu"
+        cls,
+        path: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        *,
+        decoder_dtype: torch.dtype | None = None,
+        attn_implementation: str | None = None,
+        merge_adapter: bool = True,
     ) -> Causal2VecReference:
         """Load a checkpoint directory.
+
+        Args:
+            path: the directory.
+            dtype: of the weights.
+            device: where they are.
+            decoder_dtype: of the decoder's, where it is another.
+            attn_implementation: transformers' attention; None for its default.
+            merge_adapter: merge the decoder's adapter; else it stays a trainable ``PeftModel``.
 
         Raises:
             ConfigError: ``config.json`` is not valid.
@@ -80,11 +95,14 @@ class Causal2VecReference(nn.Module):
 
         path = Path(path)
         config = Causal2VecConfig.load(path)
-        decoder = _load_decoder(path, config, dtype)
+        options = (
+            {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+        )
+        decoder = _load_decoder(path, config, decoder_dtype or dtype, merge_adapter, options)
         parts: dict[str, Any] = {}
         if config.encoder is not None:
             encoder_path = path / config.encoder.path
-            parts["encoder"] = AutoModel.from_pretrained(encoder_path, dtype=dtype)
+            parts["encoder"] = AutoModel.from_pretrained(encoder_path, dtype=dtype, **options)
             parts["encoder_tokenizer"] = _load_tokenizer(encoder_path)
             sizes = parts["encoder"].config.hidden_size, decoder.config.hidden_size
             parts["projector"] = _load_projector(path, config, *sizes).to(dtype)
@@ -417,12 +435,18 @@ def _load_projector(
     return projector
 
 
-def _load_decoder(path: Path, config: Causal2VecConfig, dtype: torch.dtype) -> Any:
+def _load_decoder(
+    path: Path,
+    config: Causal2VecConfig,
+    dtype: torch.dtype,
+    merge_adapter: bool,
+    options: dict[str, str],
+) -> Any:
     from transformers import AutoModel, AutoModelForCausalLM
 
     decoder_path = path / config.decoder.path
     if config.decoder.adapter is None:
-        return AutoModel.from_pretrained(decoder_path, dtype=dtype)
+        return AutoModel.from_pretrained(decoder_path, dtype=dtype, **options)
     try:
         from peft import PeftModel, get_peft_model_state_dict
         from peft.utils import load_peft_weights
@@ -437,10 +461,19 @@ def _load_decoder(path: Path, config: Causal2VecConfig, dtype: torch.dtype) -> A
     with_head = any(name.startswith("base_model.model.model.") for name in names)
     auto_class = AutoModelForCausalLM if with_head else AutoModel
     decoder = PeftModel.from_pretrained(
-        auto_class.from_pretrained(decoder_path, dtype=dtype), adapter_path
+        auto_class.from_pretrained(decoder_path, dtype=dtype, **options),
+        adapter_path,
+        is_trainable=not merge_adapter,
     )
     unused = names.symmetric_difference(get_peft_model_state_dict(decoder))
     if unused:
         raise CheckpointError(f"{adapter_path}: does not fit the decoder: {sorted(unused)[0]}")
+    if not merge_adapter:
+        if with_head:
+            raise CheckpointError(
+                f"{adapter_path}: was trained on a decoder with its LM head, and can be merged "
+                "but not trained further"
+            )
+        return decoder
     merged = decoder.merge_and_unload()
     return merged.model if with_head else merged

@@ -14,7 +14,8 @@ PACKAGE = "c2v_engine"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
-    ("serving", "jobs", "training", "evaluation", "integrations", "doctor"),
+    ("training",),
+    ("serving", "jobs", "evaluation", "integrations", "doctor"),
     ("engine", "reference"),
     ("runtime",),
     ("model",),

@@ -45,7 +45,7 @@ def copy_checkpoint(source: Path, config: Causal2VecConfig, target: Path) -> Non
     with _writing(target):
         for folder in folders:
             if folder is not None:
-                _copy_model_files(source / folder, target / folder)
+                copy_model_files(source / folder, target / folder)
         if config.projector is not None:
             shutil.copyfile(source / PROJECTOR_NAME, target / PROJECTOR_NAME)
         config.save(target)
@@ -141,7 +141,7 @@ def create_checkpoint(
         sources["adapter"] = Path(adapter)
     with _writing(output):
         for name, folder in sources.items():
-            _copy_model_files(folder, output / name)
+            copy_model_files(folder, output / name)
         if projector is not None and encoder_shape is not None:
             sizes = encoder_shape.hidden_size, decoder_shape.hidden_size
             save_file(
@@ -203,8 +203,8 @@ def _writing(directory: Path) -> Iterator[None]:
         raise
 
 
-def _copy_model_files(source: Path, target: Path) -> None:
-    """Copy a transformers checkpoint folder.
+def copy_model_files(source: Path, target: Path, weights: bool = True) -> None:
+    """Copy a transformers checkpoint folder, or all of it but its weights.
 
     Raises:
         CheckpointError: the source holds no weights, such as one that was deleted after loading.
@@ -214,4 +214,6 @@ def _copy_model_files(source: Path, target: Path) -> None:
         raise CheckpointError(f"{source}: holds no weights to copy")
     target.mkdir(parents=True, exist_ok=True)
     for path in files:
+        if not weights and (".safetensors" in path.name):
+            continue
         shutil.copyfile(path, target / path.name)
