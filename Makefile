@@ -1,4 +1,4 @@
-# make demo    set up, then embed the docstrings of Python's standard library
+# make demo    set up, then embed the docstrings of Python's standard library and ask them questions
 # make test    set up, then run the tests
 # make lint    ruff and mypy
 # make setup   the set-up alone
@@ -18,6 +18,9 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.c2v-setup
 BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*)
+
+QUESTIONS := "parse a date from a string" "compress bytes" "run a command and read its output" \
+	"sort a list in place" "how do I send an email" "make a temporary file that deletes itself"
 
 OUT ?= benchmarks/results/gpu
 
@@ -42,6 +45,8 @@ demo: $(STAMP)
 	@$(BIN)/python examples/stdlib_docstrings.py demo/docstrings.jsonl
 	@echo "== c2v encode demo/docstrings.jsonl -o demo/docstrings.parquet --id-column id --overwrite"
 	@$(BIN)/c2v encode demo/docstrings.jsonl -o demo/docstrings.parquet --id-column id --overwrite
+	@echo "== c2v search demo/docstrings.parquet QUESTION... --texts demo/docstrings.jsonl -k 3"
+	@$(BIN)/c2v search demo/docstrings.parquet $(QUESTIONS) --texts demo/docstrings.jsonl -k 3
 
 test: $(STAMP)
 	@echo "== pytest"

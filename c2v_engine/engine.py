@@ -15,6 +15,7 @@ from c2v_engine.kernels.dual_token_pool import Precision, output_dtype, output_w
 from c2v_engine.model.assemble import copy_checkpoint, create_checkpoint
 from c2v_engine.model.checkpoint import CheckpointDescription, LoadOptions
 from c2v_engine.model.config import Causal2VecConfig
+from c2v_engine.model.fingerprint import checkpoint_fingerprint
 from c2v_engine.model.loading import Placement
 from c2v_engine.model.pooling import OutputFormat
 from c2v_engine.runtime.hub import fetch_checkpoint
@@ -186,6 +187,11 @@ class Causal2Vec:
     def prompts(self) -> dict[str, str]:
         """The checkpoint's named prompts."""
         return dict(self.config.prompts)
+
+    @property
+    def ranges(self) -> np.ndarray | None:
+        """Float32 ``[2, dimensions]`` by which int8 and uint8 output is quantised, where stored."""
+        return None if self._ranges is None else self._ranges.values.numpy()
 
     @property
     def stats(self) -> EncodeStats:
@@ -457,6 +463,7 @@ class Causal2Vec:
         lines: dict[str, Any] = {
             "model": self.name,
             "directory": str(description.directory),
+            "fingerprint": checkpoint_fingerprint(description.directory, self.config),
             "dimension": self.dimension,
             "template": list(self.config.template),
             "pooling": list(self.config.pooling),

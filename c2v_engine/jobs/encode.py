@@ -19,7 +19,7 @@ from c2v_engine.jobs.feed import TextFeed
 from c2v_engine.jobs.output import AtomicFile, check_place
 from c2v_engine.jobs.progress import Progress, Snapshot, ticking
 from c2v_engine.jobs.readers import Reader, open_reader
-from c2v_engine.jobs.writers import Writer, check_output, open_writer
+from c2v_engine.jobs.writers import Writer, check_output, open_writer, pack_ranges
 
 
 class Counters(Protocol):
@@ -42,7 +42,11 @@ class Encoder(Protocol):
         """The running counters."""
 
     def info(self) -> dict[str, Any]:
-        """Say what the model is; the job keeps its name, normalisation and default prompt."""
+        """Say what the model is; the job keeps name, fingerprint, normalisation, default prompt."""
+
+    @property
+    def ranges(self) -> NDArray[Any] | None:
+        """Float32 [2, dimensions] by which int8 and uint8 are quantised."""
 
     def output_dimension(self, truncate_dim: int | None, precision: Any) -> int:
         """Give the number of columns."""
@@ -212,7 +216,7 @@ class EncodeJob:
                 dimension,
                 options.precision,
                 self._reader.id_type,
-                self._metadata(dimension, about),
+                self._metadata(dimension, about, model.ranges),
             )
         with ticking(progress or Progress(), now):
             for block in self._blocks(model):
@@ -280,17 +284,23 @@ class EncodeJob:
         except OSError as error:
             raise self._target.failure(error, f"at row {self._feed.taken}") from error
 
-    def _metadata(self, dimension: int, about: dict[str, Any]) -> dict[str, Any]:
+    def _metadata(
+        self, dimension: int, about: dict[str, Any], ranges: NDArray[Any] | None
+    ) -> dict[str, Any]:
         options = self.options
+        kept = ranges if options.precision in ("int8", "uint8") else None
         prompt_name = options.prompt_name
         if prompt_name is None and options.prompt is None:
             prompt_name = about["default prompt"]
         return {
             "model": str(about["model"]),
+            "fingerprint": about.get("fingerprint"),
+            "id_column": self.id_column,
             "prompt_name": prompt_name,
             "prompt": options.prompt,
             "precision": options.precision,
             "dimension": dimension,
             "truncate_dim": options.truncate_dim,
             "normalize": about["normalize"],
+            "ranges": None if kept is None else pack_ranges(kept),
         }

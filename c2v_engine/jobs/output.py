@@ -49,6 +49,7 @@ class AtomicFile:
 
     Attributes:
         path: where the file will be, with symbolic links followed.
+        temporary: the temporary file's name, for what writes by name.
         file: the open temporary file, for writing bytes.
         committed: True once the file stands in its place.
 
@@ -66,9 +67,9 @@ class AtomicFile:
         check_place(path, overwrite=overwrite)
         folder = self.path.parent
         mark = f"{os.getpid()}.{uuid.uuid4().hex[:8]}"
-        self._temporary = folder / f".{self.path.name[:100]}.{mark}.tmp"
+        self.temporary = folder / f".{self.path.name[:100]}.{mark}.tmp"
         try:
-            self.file: IO[bytes] = open(self._temporary, "xb")  # noqa: SIM115
+            self.file: IO[bytes] = open(self.temporary, "xb")  # noqa: SIM115
         except OSError as error:
             raise self.failure(error) from error
 
@@ -95,7 +96,7 @@ class AtomicFile:
                 size = os.fstat(self.file.fileno()).st_size
                 self.file.close()
                 check_place(self.name, overwrite=self._overwrite)
-                os.replace(self._temporary, self.path)
+                os.replace(self.temporary, self.path)
             except OSError as error:
                 self.abandon()
                 raise self.failure(error) from error
@@ -117,7 +118,7 @@ class AtomicFile:
                 return False
             self._abandoned = True
             with contextlib.suppress(OSError):
-                os.unlink(self._temporary)
+                os.unlink(self.temporary)
             # Closing flushes, and on a full disk that fails once more: nobody needs those bytes.
             with contextlib.suppress(OSError):
                 self.file.close()
@@ -133,7 +134,7 @@ class AtomicFile:
         if self.committed:
             return False
         with contextlib.suppress(OSError):
-            os.unlink(self._temporary)
+            os.unlink(self.temporary)
         return True
 
 

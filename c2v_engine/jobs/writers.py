@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from abc import ABC, abstractmethod
@@ -194,6 +195,20 @@ class ParquetWriter(Writer):
         """Let go of a file that will not be finished."""
         # Otherwise pyarrow's writer would try to write a footer when it is collected.
         self._writer.is_open = False
+
+
+def pack_ranges(ranges: NDArray[Any]) -> str:
+    """Write ranges, float32 [2, dimensions], as base64 text for a file's metadata."""
+    return base64.b64encode(np.ascontiguousarray(ranges, dtype="<f4").tobytes()).decode("ascii")
+
+
+def unpack_ranges(text: str) -> NDArray[Any]:
+    """Read what ``pack_ranges`` wrote.
+
+    Raises:
+        ValueError: it did not write that.
+    """
+    return np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4").reshape(2, -1)
 
 
 def open_writer(

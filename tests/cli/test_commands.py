@@ -56,12 +56,15 @@ def test_encode_writes_what_the_engine_computes(capsys, tmp_path, source, engine
     about = json.loads(table.schema.metadata[b"c2v"])
     assert about == {
         "model": "default",
+        "fingerprint": engine.info()["fingerprint"],
+        "id_column": "key",
         "prompt_name": "query",
         "prompt": None,
         "precision": "float32",
         "dimension": engine.dimension,
         "truncate_dim": None,
         "normalize": True,
+        "ranges": None,
     }
 
 

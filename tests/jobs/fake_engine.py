@@ -29,6 +29,7 @@ class FakeEngine:
 
     window = 1000
     delay = 0.0
+    ranges = None
 
     def __init__(self):
         self.stats = SimpleNamespace(texts=0, tokens=0, encoder_tokens=0)
@@ -41,7 +42,7 @@ class FakeEngine:
         return truncate_dim or DIMENSION
 
     def info(self):
-        return {"model": "fake", "normalize": True, "default prompt": None}
+        return {"model": "fake", "fingerprint": "f", "normalize": True, "default prompt": None}
 
     def encode_stream(
         self,

@@ -13,7 +13,7 @@ from pathlib import Path
 from c2v_engine.errors import InputError
 from c2v_engine.jobs.readers.base import Reader, Record
 
-__all__ = ["FORMATS", "Reader", "Record", "open_reader"]
+__all__ = ["FORMATS", "Reader", "Record", "open_reader", "split_name"]
 
 FORMATS = (".txt", ".jsonl", ".csv", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -42,7 +42,7 @@ def open_reader(
         raise InputError(f"{path}: can not be opened: {error.strerror}") from error
     if stat.S_ISDIR(mode):
         raise InputError(f"{path}: is a directory, expected a file")
-    extension, compression = _split_name(path)
+    extension, compression = split_name(path)
     if extension == ".txt":
         from c2v_engine.jobs.readers.text import TextReader
 
@@ -60,7 +60,12 @@ def open_reader(
     return ParquetReader(path, compression, column, id_column)
 
 
-def _split_name(path: Path) -> tuple[str, str | None]:
+def split_name(path: Path) -> tuple[str, str | None]:
+    """Give a file's format, as in ``FORMATS``, and its compression: gzip, zstd or None.
+
+    Raises:
+        InputError: the extension is unknown.
+    """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     compression = COMPRESSIONS.get(suffixes[-1]) if suffixes else None
     if compression is not None:

@@ -24,6 +24,9 @@ class ParquetReader(Reader):
     A compressed file is unpacked into an unnamed temporary file first, as Parquet is read from
     its end.
 
+    Attributes:
+        schema: pyarrow's, of all columns.
+
     Raises:
         InputError: the file can not be opened, is not Parquet, or lacks a column of a fitting type.
     """
@@ -43,7 +46,7 @@ class ParquetReader(Reader):
                 buffer_size=BUFFER_BYTES,
                 page_checksum_verification=True,
             )
-            schema = self._file.schema_arrow
+            schema = self.schema = self._file.schema_arrow
         except (OSError, pa.ArrowException) as error:
             self._handle.close()
             raise InputError(f"{path}: not a readable Parquet file: {one_line(error)}") from error
@@ -76,16 +79,8 @@ class ParquetReader(Reader):
         columns = [self._column]
         if self.id_column is not None and self.id_column != self._column:
             columns.append(self.id_column)
-        batches = self._file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)
-        while True:
+        for batch in self.batches(columns):
             first = self._done
-            try:
-                batch = next(batches, None)
-            except (OSError, pa.ArrowException) as error:
-                reason = f"can not be decoded: {one_line(error)}"
-                raise InputError(f"{self.path}, from row {first + 1} on: {reason}") from error
-            if batch is None:
-                return
             texts = self._values(batch, self._column, first, "a string")
             if self.id_column is None:
                 ids: Any = range(first, first + len(texts))
@@ -94,6 +89,25 @@ class ParquetReader(Reader):
             self._done += len(texts)
             for text, key in zip(texts, ids, strict=True):
                 yield Record(text, key, None)
+
+    def batches(self, columns: list[str] | None = None) -> Iterator[Any]:
+        """Give record batches of a few hundred rows, with some columns or all.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        batches = self._file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)
+        first = 0
+        while True:
+            try:
+                batch = next(batches, None)
+            except (OSError, pa.ArrowException) as error:
+                reason = f"can not be decoded: {one_line(error)}"
+                raise InputError(f"{self.path}, from row {first + 1} on: {reason}") from error
+            if batch is None:
+                return
+            yield batch
+            first += len(batch)
 
     def _values(self, batch: Any, column: str, first: int, expected: str) -> list[Any]:
         array = batch.column(batch.schema.get_field_index(column))

@@ -32,6 +32,15 @@ class JsonLinesReader(SourceReader):
         self._source = ByteSource(path, compression)
 
     def __iter__(self) -> Iterator[Record]:
+        for line, row in self.objects():
+            yield self._record(line, row)
+
+    def objects(self) -> Iterator[tuple[Line, dict[str, Any]]]:
+        """Give every line and the object in it, with all its keys.
+
+        Raises:
+            InputError: a line is not a JSON object.
+        """
         blank: int | None = None
         for line in self._source.lines():
             if not line.data.strip():
@@ -39,17 +48,23 @@ class JsonLinesReader(SourceReader):
                 continue
             if blank is not None:
                 raise self.bad_row(blank, blank, "a blank line, expected a JSON object")
-            yield self._record(line)
+            yield line, self._parse(line)
 
-    def _record(self, line: Line) -> Record:
-        row = self._parse(line)
-        # A lone surrogate can only come from an escape: the line itself is valid UTF-8.
-        escaped = b"\\u" in line.data
-        text = self._value(row, self._column, line)
+    def text(self, line: Line, row: dict[str, Any], column: str) -> str:
+        """Give a column's text.
+
+        Raises:
+            InputError: it is missing, or not text.
+        """
+        text = self._value(row, column, line)
         if not isinstance(text, str):
-            raise self._bad(line, f"column {self._column!r} is {_name(text)}, expected a string")
-        if escaped:
-            self._check_unicode(text, self._column, line)
+            raise self._bad(line, f"column {column!r} is {_name(text)}, expected a string")
+        if b"\\u" in line.data:
+            self._check_unicode(text, column, line)
+        return text
+
+    def _record(self, line: Line, row: dict[str, Any]) -> Record:
+        text = self.text(line, row, self._column)
         if self.id_column is None:
             return Record(text, line.number - 1, line.number)
         key = self._value(row, self.id_column, line)
@@ -59,7 +74,7 @@ class JsonLinesReader(SourceReader):
             raise self._bad(
                 line, f"id column {self.id_column!r} is {_name(key)}, expected a string or integer"
             )
-        if escaped:
+        if b"\\u" in line.data:
             self._check_unicode(key, self.id_column, line)
         return Record(text, key, line.number)
 
@@ -85,6 +100,7 @@ class JsonLinesReader(SourceReader):
             raise self._bad(line, missing_column(column, row)) from None
 
     def _check_unicode(self, value: str, column: str, line: Line) -> None:
+        # A lone surrogate can only come from an escape: the line itself is valid UTF-8.
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
