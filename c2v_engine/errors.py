@@ -46,3 +46,17 @@ class TextError(InputError):
 
 class OutputError(C2VError, ValueError):
     """An output that can not be written."""
+
+
+class MissingPackageError(C2VError, ImportError):
+    """An optional package that is not installed.
+
+    Attributes:
+        package: its name.
+        extra: the extra of c2v-engine that installs it.
+    """
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed: pip install 'c2v-engine[{extra}]'")
+        self.package = package
+        self.extra = extra
