@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 StoredPrecision = Annotated[
     Precision | None, typer.Option(help="Of int8 or uint8 rows in .npy: levels or packed bits.")
 ]
-_ID_WIDTH = 40
 
 
 @app.command()
@@ -157,9 +156,12 @@ def _print_hits(hits: Sequence[Hit]) -> None:
     """Print a line a row: rank, score, id, and the beginning of the text, cut to the terminal."""
     columns = shutil.get_terminal_size((100, 24)).columns
     longest = max((len(str(hit.id)) for hit in hits), default=0)
-    width = min(_ID_WIDTH, longest) if any(hit.text is not None for hit in hits) else longest
+    shown = any(hit.text is not None for hit in hits)
+    width = min(longest, max(12, columns * 2 // 5)) if shown else longest
     for hit in hits:
-        line = f"{hit.rank:>3}  {hit.score:6.3f}  {_cut(str(hit.id), width):<{width}}"
+        # The end of an id tells more than its beginning: of a path, a URL, a qualified name.
+        key = _cut(str(hit.id)[::-1], width)[::-1]
+        line = f"{hit.rank:>3}  {hit.score:6.3f}  {key:<{width}}"
         if hit.text is not None:
             first = next(filter(str.strip, hit.text.splitlines()), "")
             line += "  " + _cut(" ".join(first.split()), max(10, columns - len(line) - 2))

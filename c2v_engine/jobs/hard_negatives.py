@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,7 +109,11 @@ class Mined:
 
 
 def mine_pairs(
-    queries: VectorStore, documents: VectorStore, sets: PairSets, rules: NegativeRules
+    queries: VectorStore,
+    documents: VectorStore,
+    sets: PairSets,
+    rules: NegativeRules,
+    report: Callable[[int], None],
 ) -> Mined:
     """Choose the negatives of all pairs.
 
@@ -120,6 +125,7 @@ def mine_pairs(
         documents: likewise.
         sets: which belong together.
         rules: which candidates are negatives.
+        report: called with the number of queries done, after every block.
     """
     mined = Mined(
         np.full((sets.rows, rules.num_negatives), -1, dtype=np.int64),
@@ -143,6 +149,7 @@ def mine_pairs(
         pairs = pairs[sets.mined[pairs]]
         for start in range(0, len(pairs), _PAIR_ROWS):
             _choose(mined, pairs[start : start + _PAIR_ROWS], sets, first, best, rules)
+        report(after)
     return mined
 
 

@@ -181,7 +181,8 @@ class MineJob:
 
         Args:
             model: the engine.
-            progress: shown every half second while texts are embedded.
+            progress: shown every half second, first of the texts embedded, then of the queries
+                compared.
 
         Raises:
             InputError: a text can not be embedded. Nothing is written.
@@ -206,7 +207,7 @@ class MineJob:
             self._embed(model, self._document_texts(texts), documents, document_prompt)
         if (len(queries), len(documents)) != (len(self._sets.queries), len(self._sets.documents)):
             raise InputError(f"{self.source}: has changed while it was read")
-        mined = mine_pairs(queries, documents, self._sets, self.options.rules)
+        mined = self._choose(queries, documents, progress or Progress())
         with self._disk_errors():
             rows = self._pairs.copy(
                 self._target, lambda row: texts.read(mined.chosen[row][mined.chosen[row] >= 0])
@@ -215,6 +216,19 @@ class MineJob:
             raise InputError(f"{self.source}: has changed while it was read")
         size = self._target.commit()
         return self._report(mined, str(about["model"]), time.perf_counter() - start, size)
+
+    def _choose(self, queries: VectorStore, documents: VectorStore, progress: Progress) -> Mined:
+        start, total, done = time.perf_counter(), len(queries), 0
+
+        def report(queries_done: int) -> None:
+            nonlocal done
+            done = queries_done
+
+        def now() -> Snapshot:
+            return Snapshot(done, 0, time.perf_counter() - start, done / total, "queries")
+
+        with ticking(progress, now):
+            return mine_pairs(queries, documents, self._sets, self.options.rules, report)
 
     def _clock(self, model: Miner) -> Callable[[], Snapshot]:
         start, texts, tokens = time.perf_counter(), model.stats.texts, model.stats.tokens

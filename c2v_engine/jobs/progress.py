@@ -27,12 +27,14 @@ class Snapshot:
         tokens: decoder rows computed for them.
         seconds: time since the first text.
         fraction: part of the input done, None where it has no known size.
+        unit: what the rows are; other rows than texts have no tokens.
     """
 
     rows: int
     tokens: int
     seconds: float
     fraction: float | None
+    unit: str = "texts"
 
     @property
     def texts_per_second(self) -> float:
@@ -79,8 +81,11 @@ class TerminalProgress(Progress):
         self._bar.update(self._task, completed=now.fraction or 0.0, figures=_figures(now))
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Take the bar away; another update brings a new one."""
         self._bar.stop()
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
 
 
 class LineProgress(Progress):
@@ -158,10 +163,8 @@ def choose_progress(*, quiet: bool) -> Progress:
 
 
 def _figures(now: Snapshot) -> str:
-    return (
-        f"{now.rows:,} texts, {now.texts_per_second:,.0f} texts/s, "
-        f"{now.tokens_per_second:,.0f} tokens/s"
-    )
+    figures = f"{now.rows:,} {now.unit}, {now.texts_per_second:,.0f} {now.unit}/s"
+    return figures + (f", {now.tokens_per_second:,.0f} tokens/s" if now.unit == "texts" else "")
 
 
 def _duration(seconds: float) -> str:

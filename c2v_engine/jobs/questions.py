@@ -150,14 +150,16 @@ def find_texts(
     found: dict[int, str] = {}
     elsewhere: dict[str, str] = {}
     ids = set(map(str, wanted.values()))
+    if not wanted:
+        return found
     with open_reader(source, column, id_column) as reader:
         for row, record in enumerate(reader):
-            if len(found) == len(wanted):
-                break
             key = str(record.id)
             # Ids may repeat: the row with the same number wins, then the first with the id.
             if row in wanted and (id_column is None or str(wanted[row]) == key):
                 found[row] = record.text
+                if len(found) == len(wanted):
+                    break
             elif id_column is not None and key in ids:
                 elsewhere.setdefault(key, record.text)
     for row in wanted.keys() - found.keys():
