@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -204,3 +206,30 @@ def test_mining_with_the_fake_engine_prints_why_none_was_found(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "left out    2 pairs without negatives: 2 had no candidate at these ranks" in done.stdout
+
+
+def test_interrupted_mining_leaves_nothing(tmp_path):
+    source = tmp_path / "in.jsonl"
+    rows = ({"query": f"q{i}", "positive": f"p{i}"} for i in range(500))
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, FAKE, "10", "0.5", "mine", str(source), "-o"]
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "o.jsonl")],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test runner started in the background may hand down an ignored signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 30
+    while not any(path.suffix == ".tmp" for path in tmp_path.iterdir()):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (
+        130,
+        f"interrupted: {tmp_path}/o.jsonl was not written\n",
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]

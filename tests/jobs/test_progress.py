@@ -39,3 +39,20 @@ def test_choice_follows_standard_error(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert type(choose_progress(quiet=False)) is TerminalProgress
     assert type(choose_progress(quiet=True)) not in (LineProgress, TerminalProgress)
+
+
+def test_other_rows_than_texts_are_named_and_have_no_tokens():
+    log = io.StringIO()
+    progress = LineProgress(log, every=0.0)
+    progress.update(Snapshot(1500, 0, 10.0, 0.5, "queries"))
+    assert log.getvalue() == "50%, 1,500 queries, 150 queries/s, 0:00:10 left\n"
+
+
+def test_a_bar_that_was_closed_can_show_the_next_stretch():
+    bar = TerminalProgress()
+    for unit in ("texts", "queries"):
+        bar.update(Snapshot(1, 0, 1.0, 0.5, unit))
+        (task,) = bar._bar.tasks
+        assert unit in task.fields["figures"]
+        bar.close()
+        assert not bar._bar.tasks
