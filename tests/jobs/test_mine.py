@@ -87,7 +87,9 @@ def expected(pairs, rules, corpus=None):
 def test_negatives_are_those_of_a_full_sort(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("mine")
     texts = st.integers(0, 25).map("text {}".format)
-    pairs = data.draw(st.lists(st.tuples(texts, texts), min_size=1, max_size=30))
+    pairs = data.draw(
+        st.lists(st.tuples(texts, texts), min_size=data.draw(st.sampled_from([1, 15])), max_size=30)
+    )
     corpus = data.draw(st.none() | st.lists(texts, min_size=1, max_size=30))
     low = data.draw(st.integers(0, 4))
     count = data.draw(st.integers(1, 3))
@@ -362,6 +364,19 @@ def test_temporary_files_lie_beside_the_output_and_have_no_names(tmp_path):
     assert {Path(name).suffix for name in seen} == {".tmp"}  # the output itself, unfinished
     assert len(set(seen)) == 1
     assert os.listdir(tmp_path / "out") == ["o.jsonl"]
+
+
+def test_margins_undercut_positives_of_either_sign():
+    positives = np.array([0.8, 0.0, -0.4], dtype=np.float32)
+
+    def limits(**rules):
+        rules = {"relative_margin": None, **rules}
+        return NegativeRules(**rules).limits(positives).tolist()
+
+    assert limits() == [np.inf] * 3
+    assert limits(relative_margin=0.25) == pytest.approx([0.6, 0.0, -0.5])
+    assert limits(absolute_margin=0.5) == pytest.approx([0.3, -0.5, -0.9])
+    assert limits(relative_margin=0.25, max_score=0.1) == pytest.approx([0.1, 0.0, -0.5])
 
 
 def test_dimension_of_the_fake_engine_leaves_no_ties():
