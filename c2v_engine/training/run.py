@@ -13,6 +13,7 @@ from c2v_engine.training.config import TrainConfig, data_set_name
 from c2v_engine.training.data import DataSet, read_data_set
 
 MODEL_FOLDER, DATA_FOLDER, RUN_NAME = "model", "data", "run.json"
+TRAINER_STATE = "trainer_state.json"  # transformers writes it last
 
 
 class RunReport(NamedTuple):
@@ -98,8 +99,6 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
 
 def _prepare(output: Path, config: TrainConfig, resume: bool) -> Path | None:
     """Check the output folder, and find the checkpoint to resume."""
-    from transformers.trainer_utils import get_last_checkpoint
-
     record = output / RUN_NAME
     wanted = json.loads(json.dumps(asdict(config)))
     if resume:
@@ -112,13 +111,18 @@ def _prepare(output: Path, config: TrainConfig, resume: bool) -> Path | None:
             raise ConfigError(
                 f"{key} is {wanted[key]!r}, but the run to resume has {found.get(key)!r}"
             )
-        last = get_last_checkpoint(str(output))
-        return None if last is None else Path(last)
+        return _last_checkpoint(output)
     if output.exists() and any(output.iterdir()):
         raise OutputError(f"{output}: is not empty; resume its run, or choose another output")
     output.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
     return None
+
+
+def _last_checkpoint(output: Path) -> Path | None:
+    """The last checkpoint that is whole: its last file is there."""
+    whole = [folder for folder in output.glob("checkpoint-*") if (folder / TRAINER_STATE).is_file()]
+    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
 
 def _read_data(config: TrainConfig, output: Path, process: Any) -> list[DataSet]:

@@ -1,0 +1,224 @@
+"""Whole runs on tiny models: what moves, what is written, and what the engine makes of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import Recipe
+from pairs import pairs, write_jsonl, write_run
+from safetensors.torch import load_file, save_file
+
+from c2v_engine import Causal2Vec
+from c2v_engine.errors import ConfigError, InputError, OutputError
+from c2v_engine.reference import Causal2VecReference
+from c2v_engine.training.config import TrainConfig
+from c2v_engine.training.metrics import read_metrics
+from c2v_engine.training.run import train
+
+TEXTS = ["", "how to open file 3", "Open the file numbered 3 and return it."]
+
+
+def run(folder, model, resume=False, **options):
+    path = write_run(folder, model, **options)
+    return train(TrainConfig.load(path), resume=resume, quiet=True)
+
+
+def losses(folder):
+    lines = read_metrics(folder / "run" / "metrics.jsonl")
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def weights(model, part):
+    name = "projector.safetensors" if part == "projector" else f"{part}/model.safetensors"
+    return load_file(model / name)
+
+
+def same(first, second):
+    assert set(first) == set(second)
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_lora_lowers_the_loss_and_loads_merged_with_the_same_answers(tmp_path, checkpoint):
+    report = run(
+        tmp_path, checkpoint(), steps=30, learning_rate=5e-3, lora={"r": 4, "dropout": 0.0}
+    )
+    curve = losses(tmp_path)
+    assert report.steps == 30
+    assert np.mean([curve[step] for step in range(26, 31)]) < 0.8 * curve[1]
+    adapter = json.loads((report.model / "adapter" / "adapter_config.json").read_text())
+    assert adapter["r"] == 4
+    assert same(weights(report.model, "decoder"), weights(checkpoint(), "decoder"))
+    assert not same(weights(report.model, "encoder"), weights(checkpoint(), "encoder"))
+    assert not same(weights(report.model, "projector"), weights(checkpoint(), "projector"))
+    expected = Causal2VecReference.from_pretrained(report.model).encode(TEXTS).numpy()
+    engine = Causal2Vec.from_pretrained(report.model, device="cpu", dtype="float32")
+    np.testing.assert_allclose(engine.encode(TEXTS), expected, rtol=0, atol=1e-5)
+    start = Causal2VecReference.from_pretrained(checkpoint()).encode(TEXTS).numpy()
+    assert np.abs(expected - start).max() > 1e-2
+
+
+def test_the_checkpoint_is_the_model_that_was_trained(tmp_path, checkpoint, monkeypatch):
+    """Not what was loaded, and not a step earlier: the trained modules answer the same."""
+    from c2v_engine.training import saving
+
+    trained = []
+    original = saving.save_checkpoint
+
+    def save(reference, *arguments):
+        trained.append(reference.eval().encode(TEXTS).numpy())
+        original(reference, *arguments)
+
+    monkeypatch.setattr(saving, "save_checkpoint", save)
+    report = run(tmp_path, checkpoint(), steps=3, learning_rate=1e-2)
+    engine = Causal2Vec.from_pretrained(report.model, device="cpu", dtype="float32")
+    np.testing.assert_allclose(engine.encode(TEXTS), trained[-1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "moved"),
+    [
+        ({"decoder": "full"}, {"encoder", "projector", "decoder"}),
+        ({"decoder": "full", "encoder": False, "projector": False}, {"decoder"}),
+        ({"decoder": "frozen", "encoder": False}, {"projector"}),
+        ({"decoder": "frozen", "gradient_checkpointing": True}, {"encoder", "projector"}),
+    ],
+)
+def test_only_what_is_asked_for_moves(tmp_path, checkpoint, options, moved):
+    report = run(tmp_path, checkpoint(), steps=2, learning_rate=1e-2, **options)
+    parts = ("encoder", "projector", "decoder")
+    changed = {p for p in parts if not same(weights(report.model, p), weights(checkpoint(), p))}
+    assert changed == moved
+    assert not (report.model / "adapter").exists()
+
+
+def test_bfloat16_checkpointing_caching_and_negatives_train_together(tmp_path, checkpoint):
+    write_jsonl(tmp_path / "pairs.jsonl", pairs(24, negatives=True))
+    write_jsonl(tmp_path / "more.jsonl", pairs(16))
+    report = run(
+        tmp_path,
+        checkpoint(),
+        dtype="bfloat16",
+        save_dtype="bfloat16",
+        gradient_checkpointing=True,
+        mini_batch_size=4,
+        data=[{"path": "pairs.jsonl", "query_prompt": "name:query"}, {"path": "more.jsonl"}],
+        mixing="round_robin",
+        directions=["query_to_doc", "doc_to_query"],
+        learning_rates={"encoder": 1e-5},
+    )
+    assert all(np.isfinite(value) for value in losses(tmp_path).values())
+    assert weights(report.model, "encoder")["embeddings.word_embeddings.weight"].dtype == (
+        torch.bfloat16
+    )
+
+
+def test_an_adapter_is_trained_further(tmp_path, checkpoint):
+    first = run(tmp_path, checkpoint(), steps=2, lora={"r": 4, "alpha": 8})
+    again = tmp_path / "again"
+    again.mkdir()
+    second = run(again, first.model, steps=2, learning_rate=1e-2, lora={"r": 4, "alpha": 8})
+    names = [
+        model / "adapter" / "adapter_model.safetensors" for model in (first.model, second.model)
+    ]
+    assert not same(*map(load_file, names))
+    third = tmp_path / "third"
+    third.mkdir()
+    with pytest.raises(ConfigError, match="adapter, which is trained further, has 4 and 8"):
+        run(third, first.model, lora={"r": 8})
+    with pytest.raises(OutputError, match="not empty"):
+        run(third, first.model, decoder="full")
+
+
+def test_validation_is_measured_written_and_plotted(tmp_path, checkpoint):
+    write_jsonl(tmp_path / "held.jsonl", pairs(12))
+    report = run(tmp_path, checkpoint(), validation={"path": "held.jsonl"}, validation_steps=2)
+    assert set(report.metrics) == {"ndcg@10", "recall@10", "mrr@10"}
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines if "eval_ndcg@10" in line] == [2, 4, 4]
+    picture = (tmp_path / "run" / "metrics.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 10_000
+
+
+def test_a_killed_run_resumes_to_the_same_losses(tmp_path, checkpoint):
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    options = {"steps": 8, "save_steps": 2, "learning_rate": 1e-2}
+    for folder in folders:
+        folder.mkdir()
+    run(folders[0], checkpoint(), **options)
+    path = write_run(folders[1], checkpoint(), **options)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "c2v_engine", "train", str(path), "--quiet"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    state = folders[1] / "run" / "checkpoint-4" / "trainer_state.json"
+    deadline = time.monotonic() + 120
+    while not state.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+    # A kill while a checkpoint is written leaves one without its last file.
+    (folders[1] / "run" / "checkpoint-999").mkdir()
+    train(TrainConfig.load(path), resume=True, quiet=True)
+    whole, resumed = map(losses, folders)
+    assert list(resumed) == list(whole) == list(range(1, 9))
+    # The same arithmetic in the same order; a process may sum in another.
+    np.testing.assert_allclose(list(resumed.values()), list(whole.values()), rtol=1e-4)
+
+
+def test_resuming_is_refused_where_nothing_or_another_run_stands(tmp_path, checkpoint):
+    with pytest.raises(OutputError, match="holds no run to resume"):
+        run(tmp_path, checkpoint(), resume=True)
+    run(tmp_path, checkpoint(), steps=1)
+    with pytest.raises(OutputError, match="is not empty"):
+        run(tmp_path, checkpoint(), steps=1)
+    with pytest.raises(ConfigError, match=r"learning_rate is 0\.5, but the run to resume has"):
+        run(tmp_path, checkpoint(), resume=True, steps=1, learning_rate=0.5)
+
+
+def test_bad_rows_stop_a_run_before_the_model_is_opened(tmp_path):
+    write_jsonl(tmp_path / "pairs.jsonl", [*pairs(3), {"query": "", "positive": "x"}])
+    with pytest.raises(InputError, match="line 4: column 'query' is empty"):
+        run(tmp_path, tmp_path / "there is no model here")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, checkpoint):
+    with pytest.raises(InputError, match=r"step \d+: the loss is (nan|inf)"):
+        run(tmp_path, checkpoint(), steps=20, decoder="full", learning_rate=1e30)
+
+
+def test_a_text_that_makes_the_loss_nan_is_named(tmp_path, checkpoint):
+    from shutil import copytree
+
+    model = tmp_path / "model"
+    copytree(checkpoint(), model)
+    reference = Causal2VecReference.from_pretrained(model)
+    (token,) = set(reference.decoder_tokenizer("password")["input_ids"]).difference(
+        *(reference.decoder_tokenizer(topic)["input_ids"] for topic in ("how to open", "file"))
+    ) or [None]
+    state = load_file(model / "decoder" / "model.safetensors")
+    state["embed_tokens.weight"][token] = float("nan")
+    save_file(state, model / "decoder" / "model.safetensors", metadata={"format": "pt"})
+    write_jsonl(
+        tmp_path / "pairs.jsonl",
+        [*pairs(6), {"query": "a password is needed", "positive": "Ask for it."}],
+    )
+    with pytest.raises(InputError, match=r"data set 'pairs', column 'query', the text '.*password"):
+        run(tmp_path, model)
+
+
+def test_an_unknown_prompt_name_is_refused(tmp_path, checkpoint):
+    with pytest.raises(ConfigError, match="names no prompt of the model; it has query, document"):
+        run(tmp_path, checkpoint(), data=[{"path": "pairs.jsonl", "query_prompt": "name:q"}])
+
+
+def test_parts_that_a_model_lacks_are_no_mistake(tmp_path, checkpoint):
+    recipe = Recipe(template=("{prompt}{text}", "<eos>"), pooling=("<eos>",), encoder=None)
+    report = run(tmp_path, checkpoint(recipe), steps=1, decoder="full")
+    assert Causal2Vec.from_pretrained(report.model, device="cpu").dimension > 0

@@ -1,0 +1,95 @@
+"""Rows that can not be trained on are found before anything is trained, by file and row."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pairs import pairs, write_jsonl
+
+from c2v_engine.errors import InputError
+from c2v_engine.training.config import DataConfig
+from c2v_engine.training.data import read_data_set
+
+
+def read(path, folder, **options):
+    return read_data_set(DataConfig(str(path), **options), folder)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("negatives", [False, True])
+def test_both_formats_give_the_same_columns(tmp_path, kind, negatives):
+    rows = [{**row, "other": 1} for row in pairs(9, negatives)]
+    path = tmp_path / f"data.{kind}"
+    if kind == "jsonl":
+        write_jsonl(path, rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    data = read(path, tmp_path / "mapped")
+    expected = ["query", "positive", *(["negative"] if negatives else [])]
+    assert data.table.column_names == expected
+    assert data.table[3] == {name: rows[3][name] for name in expected}
+    assert (data.name, len(data.table), data.repeated) == ("data", 9, 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"query": "q"}, "line 3: no column 'positive'"),
+        ({"query": "", "positive": "p"}, "line 3: column 'query' is empty"),
+        ({"query": "q", "positive": " \n"}, "line 3: column 'positive' is empty"),
+        ({"query": "q", "positive": None}, "line 3: column 'positive' is null"),
+        ({"query": ["q"], "positive": "p"}, "line 3: column 'query' is list"),
+        ("[1]", "line 3: the line is no JSON object"),
+        ('{"query": ', "line 3: broken JSON"),
+        ('{"query": "\\ud800", "positive": "p"}', "line 3: broken JSON"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, row, words):
+    path = write_jsonl(tmp_path / "data.jsonl", [*pairs(2), row, *pairs(2)])
+    with pytest.raises(InputError, match=words) as caught:
+        read(path, tmp_path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_negative_equal_to_the_positive_is_named(tmp_path):
+    rows = pairs(4, negatives=True)
+    rows[2]["negative"] = "  " + rows[2]["positive"].replace(" ", "  ")
+    with pytest.raises(InputError, match="line 3: the negative equals the positive"):
+        read(write_jsonl(tmp_path / "data.jsonl", rows), tmp_path)
+
+
+def test_many_bad_rows_are_counted_and_the_first_shown(tmp_path):
+    rows = [{"query": "", "positive": "p"}] * 5000
+    with pytest.raises(InputError, match="line 5: column 'query' is empty; and 4,995 more rows"):
+        read(write_jsonl(tmp_path / "data.jsonl", rows), tmp_path)
+
+
+@pytest.mark.parametrize(("count", "words"), [(0, "holds no row"), (1, "holds one row")])
+def test_too_few_rows_are_refused(tmp_path, count, words):
+    with pytest.raises(InputError, match=words):
+        read(write_jsonl(tmp_path / "data.jsonl", pairs(count)), tmp_path)
+
+
+def test_a_missing_column_names_those_there_are(tmp_path):
+    path = write_jsonl(tmp_path / "data.jsonl", [{"question": "q", "positive": "p"}] * 3)
+    with pytest.raises(InputError, match="no column 'query'; the columns are 'question'"):
+        read(path, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data", "data.parquet.gz"])
+def test_other_files_are_refused(tmp_path, name):
+    (tmp_path / name).write_text("x")
+    with pytest.raises(InputError, match=r"expected a .jsonl file"):
+        read(tmp_path / name, tmp_path)
+
+
+def test_repeated_pairs_are_counted_and_rows_can_be_limited(tmp_path):
+    path = write_jsonl(tmp_path / "data.jsonl", pairs(6) + pairs(3))
+    assert read(path, tmp_path / "all").repeated == 3
+    assert len(read(path, tmp_path / "some", max_rows=4).table) == 4
+
+
+def test_a_damaged_parquet_file_says_so(tmp_path):
+    path = tmp_path / "data.parquet"
+    path.write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(InputError, match="not a readable Parquet file"):
+        read(path, tmp_path)
