@@ -17,6 +17,7 @@ import json
 import math
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -99,16 +100,19 @@ def word_piece(texts: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    characters = {
+    counts = Counter(
         character for text in texts for character in tokenizer.normalizer.normalize_str(text)
-    }
+    )
+    alphabet = sorted(
+        character for character, count in counts.items() if count >= 20 and not character.isspace()
+    )
     # The trainer numbers continuation characters in hash order, so they are named before it runs.
-    # Only what the vocabulary can afford: no ideograms.
-    named = [f"##{character}" for character in sorted(characters) if "!" <= character < "\u0530"]
+    named = [f"##{character}" for character in alphabet]
     trainer = WordPieceTrainer(
         vocab_size=VOCABULARY,
         special_tokens=BERT_SPECIALS + named,
-        limit_alphabet=256,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
@@ -214,15 +218,15 @@ def start_as_words(states: dict[str, State], tables: dict[str, torch.Tensor]) ->
     """Let the model compute bags of words at first.
 
     The norms would take from every word the length that says how much it matters; so all words
-    share one large constant in their first dimensions, which keeps the rest in proportion, and which
-    the last norm takes out. The projector passes its input on: gelu(x) - gelu(-x) = x. The decoder's
-    first layer gives every row the mean of the rows before it; all else starts small.
+    share one large constant in their first dimensions, which keeps the rest in proportion, and
+    which the last norm takes out. The projector passes its input on: gelu(x) - gelu(-x) = x. The
+    decoder's first layer gives every row the mean of the rows up to it.
     """
     encoder, decoder = states[ENCODER_FILE], states[DECODER_FILE]
     encoder["embeddings.word_embeddings.weight"] = with_constant(tables["encoder"])
     decoder["embed_tokens.weight"] = with_constant(tables["decoder"])
-    # What a layer adds starts at zero: a constant would outweigh the words, of which long texts have
-    # small means.
+    # What a layer adds starts at zero: a constant would outweigh the words, of which long texts
+    # have small means.
     outputs = ("o_proj", "down_proj", "output.dense", "position_emb", "token_type_emb")
     for state in (encoder, decoder):
         for name in state:
@@ -236,7 +240,16 @@ def start_as_words(states: dict[str, State], tables: dict[str, torch.Tensor]) ->
     # Special tokens, the vocabularies' first, stand in every text and say nothing at first.
     encoder["embeddings.word_embeddings.weight"][: len(BERT_SPECIALS), 2:] = 0.0
     decoder["embed_tokens.weight"][: len(LLAMA_SPECIALS), 2:] = 0.0
-    decoder["norm.weight"][:2] = 0.0
+    # No layer reads the constant: its weights would learn it before anything else. What a norm
+    # gives to a layer has an RMS near 1 without it.
+    for name in decoder:
+        if name.endswith("layernorm.weight"):
+            decoder[name] *= CONSTANT
+        if "norm" in name:
+            decoder[name][:2] = 0.0
+    for name in encoder:
+        if any(part in name for part in ("query.w", "key.w", "value.w", "intermediate.dense.w")):
+            encoder[name][:, :2] = 0.0
     projector = states[PROJECTOR_FILE]
     projector["linear_1.weight"] = torch.cat([eye, -eye])
     projector["linear_2.weight"] = torch.cat([eye, -eye], dim=1)
