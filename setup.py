@@ -155,6 +155,7 @@ setup(
             "default_model/**/*.json",
             "default_model/**/*.safetensors",
             "default_model/**/*.txt",
+            "default_model/README.md",
         ]
     },
     include_package_data=False,

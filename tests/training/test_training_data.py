@@ -38,9 +38,9 @@ def test_both_formats_give_the_same_columns(tmp_path, kind, negatives):
         ({"query": "q", "positive": " \n"}, "line 3: column 'positive' is empty"),
         ({"query": "q", "positive": None}, "line 3: column 'positive' is null"),
         ({"query": ["q"], "positive": "p"}, "line 3: column 'query' is list"),
-        ("[1]", "line 3: the line is no JSON object"),
+        ("[1]", "line 3: the line is an array, expected a JSON object"),
         ('{"query": ', "line 3: broken JSON"),
-        ('{"query": "\\ud800", "positive": "p"}', "line 3: broken JSON"),
+        ('{"query": "\\ud800", "positive": "p"}', "line 3: holds a lone surrogate"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, row, words):
@@ -71,14 +71,16 @@ def test_too_few_rows_are_refused(tmp_path, count, words):
 
 def test_a_missing_column_names_those_there_are(tmp_path):
     path = write_jsonl(tmp_path / "data.jsonl", [{"question": "q", "positive": "p"}] * 3)
-    with pytest.raises(InputError, match="no column 'query'; the columns are 'question'"):
+    with pytest.raises(
+        InputError, match="no column 'query'; the columns are 'question', 'positive'"
+    ):
         read(path, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["data.csv", "data", "data.parquet.gz"])
+@pytest.mark.parametrize("name", ["data.csv", "data.txt.gz"])
 def test_other_files_are_refused(tmp_path, name):
     (tmp_path / name).write_text("x")
-    with pytest.raises(InputError, match=r"expected a .jsonl file"):
+    with pytest.raises(InputError, match=r"expected a .jsonl or .parquet file"):
         read(tmp_path / name, tmp_path)
 
 
