@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from c2v_engine.errors import InputError
+from c2v_engine.jobs.readers.table import TableRow, read_rows
 from c2v_engine.training.config import DataConfig, data_set_name
 
 COLUMNS = ("query", "positive", "negative")
@@ -24,12 +27,17 @@ class DataSet(NamedTuple):
         name: what metrics and errors call it.
         table: a memory-mapped ``datasets.Dataset`` of ``query``, ``positive`` and, where the file
             has it, ``negative``.
-        repeated: rows that repeat an earlier pair.
+        digest: of all rows in their order.
     """
 
     name: str
     table: Any
-    repeated: int
+    digest: str
+
+    @property
+    def rows(self) -> int:
+        """How many pairs there are."""
+        return len(self.table)
 
 
 def read_data_set(config: DataConfig, folder: Path) -> DataSet:
@@ -43,18 +51,16 @@ def read_data_set(config: DataConfig, folder: Path) -> DataSet:
         InputError: the file can not be read, lacks a column, has fewer than two rows, or has rows
             that can not be trained on; the message names the first of them by file and row.
     """
-    from datasets import Dataset
-
     path, name = Path(config.path), data_set_name(config)
     columns: tuple[str, ...] | None = None
     bad: list[str] = []
-    seen: set[int] = set()
-    rows = found = repeated = 0
+    digest = blake2b(digest_size=16)
+    rows = found = 0
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name}.arrow"
     writer = None
     try:
-        for block in _blocks(_rows(path, config.max_rows)):
+        for block in _blocks(islice(read_rows(path, COLUMNS), config.max_rows)):
             columns = columns or _columns(block[0], path)
             for row in block:
                 reason = _reason(row.values, columns)
@@ -68,9 +74,8 @@ def read_data_set(config: DataConfig, folder: Path) -> DataSet:
             writer.write_table(table)
             rows += len(block)
             for row in block:
-                key = hash(tuple(row.values[column] for column in columns))
-                repeated += key in seen
-                seen.add(key)
+                digest.update("\0".join(row.values[column] for column in columns).encode())
+                digest.update(b"\0\0")
     finally:
         if writer is not None:
             writer.close()
@@ -80,12 +85,17 @@ def read_data_set(config: DataConfig, folder: Path) -> DataSet:
     if rows < 2:
         count = "no row" if rows == 0 else "one row"
         raise InputError(f"{path}: holds {count}: a pair needs others as its negatives")
-    return DataSet(name, Dataset.from_file(str(target)), repeated)
+    (folder / f"{name}.digest").write_text(digest.hexdigest(), encoding="utf-8")
+    return map_data_set(config, folder)
 
 
-class _Row(NamedTuple):
-    place: str
-    values: dict[str, Any]
+def map_data_set(config: DataConfig, folder: Path) -> DataSet:
+    """Map what ``read_data_set`` wrote, in this process or another."""
+    from datasets import Dataset
+
+    name = data_set_name(config)
+    digest = (folder / f"{name}.digest").read_text(encoding="utf-8")
+    return DataSet(name, Dataset.from_file(str(folder / f"{name}.arrow")), digest)
 
 
 def _reason(values: dict[str, Any], columns: Sequence[str]) -> str | None:
@@ -104,7 +114,7 @@ def _reason(values: dict[str, Any], columns: Sequence[str]) -> str | None:
     return None
 
 
-def _columns(first: _Row, path: Path) -> tuple[str, ...]:
+def _columns(first: TableRow, path: Path) -> tuple[str, ...]:
     missing = [column for column in REQUIRED if column not in first.values]
     if missing:
         known = ", ".join(map(repr, first.values)) or "none"
@@ -112,8 +122,8 @@ def _columns(first: _Row, path: Path) -> tuple[str, ...]:
     return tuple(column for column in COLUMNS if column in first.values)
 
 
-def _blocks(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
-    block: list[_Row] = []
+def _blocks(rows: Iterator[TableRow]) -> Iterator[list[TableRow]]:
+    block: list[TableRow] = []
     for row in rows:
         block.append(row)
         if len(block) == BLOCK_ROWS:
@@ -121,12 +131,3 @@ def _blocks(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
             block = []
     if block:
         yield block
-
-
-def _rows(path: Path, max_rows: int | None) -> Iterator[_Row]:
-    from itertools import islice
-
-    from c2v_engine.jobs.readers.table import read_rows
-
-    for row in islice(read_rows(path, COLUMNS), max_rows):
-        yield _Row(row.place, row.values)

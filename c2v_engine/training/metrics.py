@@ -13,7 +13,10 @@ PICTURE = "metrics.png"
 
 
 class MetricsWriter(TrainerCallback):  # type: ignore[misc]
-    """Writes what the trainer logs, and plots it at every validation and at the end."""
+    """Writes what the trainer logs, and plots it at every validation and at the end.
+
+    Only the main process has one.
+    """
 
     def __init__(self, folder: Path, metric: str | None, resumed_step: int) -> None:
         """Open a run's metrics; lines after the step that is resumed are taken out."""
@@ -26,7 +29,7 @@ class MetricsWriter(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Write one line."""
-        if not state.is_world_process_zero or not logs:
+        if not logs:
             return
         line = {"step": state.global_step, **logs}
         with self.path.open("a", encoding="utf-8") as file:
@@ -36,8 +39,7 @@ class MetricsWriter(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Draw the last picture."""
-        if state.is_world_process_zero:
-            self._plot()
+        self._plot()
 
     def _plot(self) -> None:
         plot_metrics(read_metrics(self.path), self.metric, self.path.with_name(PICTURE))

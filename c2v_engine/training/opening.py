@@ -57,6 +57,9 @@ def _choose_parameters(reference: Causal2VecReference, config: TrainConfig) -> N
     ):
         if part is not None:
             part.requires_grad_(trained)
+    if getattr(reference.encoder, "pooler", None) is not None:
+        # Not read, so it never has a gradient, for which several processes would wait.
+        reference.encoder.pooler = None
     if config.decoder == "lora":
         reference.decoder = _with_adapter(reference, config)
     else:

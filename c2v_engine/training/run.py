@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from c2v_engine.errors import ConfigError, OutputError
 from c2v_engine.training.config import TrainConfig, data_set_name
-from c2v_engine.training.data import DataSet, read_data_set
+from c2v_engine.training.data import DataSet, map_data_set, read_data_set
 
 MODEL_FOLDER, DATA_FOLDER, RUN_NAME = "model", "data", "run.json"
 TRAINER_STATE = "trainer_state.json"  # transformers writes it last
@@ -61,25 +61,34 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     from c2v_engine.training.validation import open_validation
 
     output = Path(config.output)
-    checkpoint = _prepare(output, config, resume)
     process = PartialState(cpu=config.device == "cpu")
+    _check_output(output, resume)
+    process.wait_for_everyone()  # nobody looks at what another one writes
     data = _read_data(config, output, process)
+    record = _record(config, data)
+    checkpoint = _last_checkpoint(output) if resume else None
+    if resume:
+        _check_record(output, record)
     validation = None if config.validation is None else open_validation(config.validation)
     module = open_for_training(config)
     prompts = _prompts(config, module.reference.config.prompts)
+    arguments = _arguments(config, output, prompts, quiet)
     model = SentenceTransformer(modules=[module], device="cpu" if config.device == "cpu" else None)
     if validation is not None:
         validation.use_prompts(next(iter(prompts.values())))
-    resumed = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    metric = None if config.validation is None else config.validation.metric
-    metrics = MetricsWriter(output, metric, resumed)
+    callbacks = []
+    if process.is_main_process:
+        (output / RUN_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        resumed = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        metric = None if config.validation is None else config.validation.metric
+        callbacks.append(MetricsWriter(output, metric, resumed))
     trainer = Causal2VecTrainer(
         model=model,
-        args=_arguments(config, output, prompts, quiet),
+        args=arguments,
         train_dataset=_datasets(data),
         loss=_loss(config, model, process.num_processes),
         evaluator=validation,
-        callbacks=[metrics],
+        callbacks=callbacks,
     )
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     scores = trainer.evaluate() if validation is not None else {}
@@ -89,7 +98,7 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     logged = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     return RunReport(
         trainer.state.global_step,
-        sum(len(one.table) for one in data),
+        sum(one.rows for one in data),
         logged[-1] if logged else None,
         {k.removeprefix("eval_"): v for k, v in scores.items() if "@" in k},
         float(result.metrics["train_runtime"]),
@@ -97,26 +106,33 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     )
 
 
-def _prepare(output: Path, config: TrainConfig, resume: bool) -> Path | None:
-    """Check the output folder, and find the checkpoint to resume."""
-    record = output / RUN_NAME
-    wanted = json.loads(json.dumps(asdict(config)))
-    if resume:
-        if not record.is_file():
-            raise OutputError(f"{output}: holds no run to resume")
-        found = json.loads(record.read_text(encoding="utf-8"))
-        differing = sorted(key for key in wanted if found.get(key) != wanted[key])
-        if differing:
-            key = differing[0]
-            raise ConfigError(
-                f"{key} is {wanted[key]!r}, but the run to resume has {found.get(key)!r}"
-            )
-        return _last_checkpoint(output)
-    if output.exists() and any(output.iterdir()):
+def _check_output(output: Path, resume: bool) -> None:
+    """Check that the folder holds the run to resume, or nothing but rows of one that failed."""
+    if resume and not (output / RUN_NAME).is_file():
+        raise OutputError(f"{output}: holds no run to resume")
+    if not resume and output.exists() and any(p.name != DATA_FOLDER for p in output.iterdir()):
         raise OutputError(f"{output}: is not empty; resume its run, or choose another output")
-    output.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-    return None
+
+
+def _record(config: TrainConfig, data: list[DataSet]) -> dict[str, Any]:
+    """What a run depends on, as ``run.json`` keeps it: its values, and the rows of its data."""
+    rows = {one.name: {"rows": one.rows, "digest": one.digest} for one in data}
+    record: dict[str, Any] = json.loads(json.dumps({**asdict(config), "rows": rows}))
+    return record
+
+
+def _check_record(output: Path, wanted: dict[str, Any]) -> None:
+    """Check that a run is the one that the folder holds."""
+    try:
+        found = json.loads((output / RUN_NAME).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise OutputError(f"{output / RUN_NAME}: not valid JSON: {error}") from None
+    for key, value in wanted.items():
+        if found.get(key) == value:
+            continue
+        if key == "rows":
+            raise ConfigError("the rows of the data are not those of the run to resume")
+        raise ConfigError(f"{key} is {value!r}, but the run to resume has {found.get(key)!r}")
 
 
 def _last_checkpoint(output: Path) -> Path | None:
@@ -126,9 +142,13 @@ def _last_checkpoint(output: Path) -> Path | None:
 
 
 def _read_data(config: TrainConfig, output: Path, process: Any) -> list[DataSet]:
-    """Read every data set, once a machine."""
-    with process.local_main_process_first():
-        return [read_data_set(one, output / DATA_FOLDER) for one in config.data]
+    """Read every data set once a machine; its other processes map what was written."""
+    folder = output / DATA_FOLDER
+    data = []
+    if process.is_local_main_process:
+        data = [read_data_set(one, folder) for one in config.data]
+    process.wait_for_everyone()
+    return data or [map_data_set(one, folder) for one in config.data]
 
 
 def _datasets(data: list[DataSet]) -> Any:
@@ -188,7 +208,7 @@ def _arguments(
     known = [scheduler.value for scheduler in SchedulerType]
     if config.scheduler not in known:
         raise ConfigError(f"scheduler is {config.scheduler!r}, expected one of {', '.join(known)}")
-    return SentenceTransformerTrainingArguments(
+    arguments = SentenceTransformerTrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=config.batch_size,
         num_train_epochs=config.epochs,
@@ -218,3 +238,7 @@ def _arguments(
         disable_tqdm=quiet,
         dataloader_pin_memory=config.device != "cpu",
     )
+    # Several visible GPUs would make one process wrap the model in DataParallel, which sums other
+    # losses: a process trains on one, and accelerate starts several.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

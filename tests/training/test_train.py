@@ -182,6 +182,21 @@ def test_resuming_is_refused_where_nothing_or_another_run_stands(tmp_path, check
         run(tmp_path, checkpoint(), resume=True, steps=1, learning_rate=0.5)
 
 
+def test_resuming_on_other_rows_is_refused(tmp_path, checkpoint):
+    run(tmp_path, checkpoint(), steps=1)
+    write_jsonl(tmp_path / "pairs.jsonl", pairs(31))
+    with pytest.raises(ConfigError, match="rows of the data are not those"):
+        run(tmp_path, checkpoint(), resume=True, steps=1)
+
+
+def test_a_run_that_failed_on_its_data_can_be_started_again(tmp_path, checkpoint):
+    write_jsonl(tmp_path / "pairs.jsonl", pairs(1))
+    with pytest.raises(InputError, match="holds one row"):
+        run(tmp_path, checkpoint(), steps=1)
+    write_jsonl(tmp_path / "pairs.jsonl", pairs(4))
+    assert run(tmp_path, checkpoint(), steps=1).pairs == 4
+
+
 def test_bad_rows_stop_a_run_before_the_model_is_opened(tmp_path):
     write_jsonl(tmp_path / "pairs.jsonl", [*pairs(3), {"query": "", "positive": "x"}])
     with pytest.raises(InputError, match="line 4: column 'query' is empty"):

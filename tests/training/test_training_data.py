@@ -27,7 +27,7 @@ def test_both_formats_give_the_same_columns(tmp_path, kind, negatives):
     expected = ["query", "positive", *(["negative"] if negatives else [])]
     assert data.table.column_names == expected
     assert data.table[3] == {name: rows[3][name] for name in expected}
-    assert (data.name, len(data.table), data.repeated) == ("data", 9, 0)
+    assert (data.name, data.rows) == ("data", 9)
 
 
 @pytest.mark.parametrize(
@@ -84,10 +84,19 @@ def test_other_files_are_refused(tmp_path, name):
         read(tmp_path / name, tmp_path)
 
 
-def test_repeated_pairs_are_counted_and_rows_can_be_limited(tmp_path):
-    path = write_jsonl(tmp_path / "data.jsonl", pairs(6) + pairs(3))
-    assert read(path, tmp_path / "all").repeated == 3
-    assert len(read(path, tmp_path / "some", max_rows=4).table) == 4
+def test_the_digest_tells_rows_and_their_order_apart(tmp_path):
+    rows = pairs(6)
+    digests = [
+        read(write_jsonl(tmp_path / "data.jsonl", these), tmp_path / str(number)).digest
+        for number, these in enumerate((rows, rows, rows[::-1], rows[:5]))
+    ]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+
+
+def test_rows_can_be_limited(tmp_path):
+    path = write_jsonl(tmp_path / "data.jsonl", pairs(6))
+    assert read(path, tmp_path / "some", max_rows=4).rows == 4
 
 
 def test_a_damaged_parquet_file_says_so(tmp_path):
