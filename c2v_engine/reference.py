@@ -284,6 +284,16 @@ class Causal2VecReference(nn.Module):
             "full_attention": full,
             "sliding_attention": full & (distance < window) if window else full,
         }
+        if config._attn_implementation == "eager":  # it adds its mask to the scores
+            least = torch.finfo(torch.float32).min
+            masks = {
+                kind: torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, least)
+                for kind, mask in masks.items()
+            }
+        elif config._attn_implementation != "sdpa":
+            raise CheckpointError(
+                f"attention is bidirectional, which {config._attn_implementation} can not mask"
+            )
         kinds = set(getattr(config, "layer_types", None) or ())
         if not kinds:
             kinds = {"sliding_attention" if window else "full_attention"}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from c2v_engine.errors import ConfigError, InputError
+from c2v_engine.errors import ConfigError, InputError, MissingPackageError
 
 DecoderTraining = Literal["lora", "full", "frozen"]
 TrainingDtype = Literal["float32", "bfloat16"]
@@ -33,6 +35,13 @@ class DataConfig:
     document_prompt: str = ""
     max_rows: int | None = None
 
+    def __post_init__(self) -> None:
+        name = data_set_name(self)
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise ConfigError(f"data has the name {name!r}, expected one that can name a file")
+        if self.max_rows is not None and self.max_rows < 2:
+            raise ConfigError(f"max_rows is {self.max_rows!r}, expected at least 2")
+
 
 @dataclass(frozen=True)
 class LoraConfig:
@@ -43,12 +52,23 @@ class LoraConfig:
         alpha: scale; the update is ``alpha / r * B A``.
         dropout: of the adapter's input.
         target_modules: names of the linear layers; None for all of them.
+
+    An adapter that the model has already is trained further with its own dropout and modules; rank
+    and alpha must be its.
     """
 
     r: int = 16
     alpha: int = 32
     dropout: float = 0.05
     target_modules: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.r < 1 or self.alpha < 1:
+            raise ConfigError(f"lora has r {self.r} and alpha {self.alpha}, expected at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"lora.dropout is {self.dropout!r}, expected 0 to below 1")
+        if self.target_modules is not None and not self.target_modules:
+            raise ConfigError("lora.target_modules is empty, expected names or null")
 
 
 @dataclass(frozen=True)
@@ -57,12 +77,16 @@ class ValidationConfig:
 
     Attributes:
         path: a folder in the BEIR layout, or a file of pairs like the training data.
-        split: of the folder's qrels.
+        split: of the folder's qrels; a file has none.
+        query_prompt: as in the data; None for that of the first data set.
+        document_prompt: likewise.
         metric: which metric is plotted.
     """
 
     path: str
     split: str = "test"
+    query_prompt: str | None = None
+    document_prompt: str | None = None
     metric: Literal["ndcg@10", "recall@10", "mrr@10"] = "ndcg@10"
 
 
@@ -75,19 +99,21 @@ class TrainConfig:
         output: folder of the run: ``model/`` (the trained checkpoint), ``checkpoint-*/``,
             ``metrics.jsonl``, ``metrics.png``, ``run.json``.
         data: the data sets.
-        validation: optional.
+        validation: what the model is measured on, with texts cut at ``max_length`` too.
         decoder: ``lora``, ``full`` or ``frozen``.
         encoder: whether the encoder is trained.
         projector: whether the projector is trained.
         lora: the adapter; only with ``decoder: lora``.
         temperature: of the contrastive loss (InfoNCE over cosine similarities).
-        directions: the loss's terms, as sentence-transformers names them.
+        directions: which similarities the loss contrasts, as sentence-transformers names them.
+            With ``doc_to_query`` alone beside ``query_to_doc`` there is a softmax for each, and
+            the loss is their mean (symmetric InfoNCE); with others all share one softmax.
         mini_batch_size: gradient caching (arXiv 2101.06983) in such pieces; None computes a batch
             in one piece.
         batch_size: pairs a device and step; each is the others' negative.
         steps: optimiser steps; None for ``epochs``.
         epochs: passes over the data.
-        mixing: how batches of several data sets alternate; a batch never mixes them.
+        mixing: how batches of several data sets alternate; a device's batch never mixes them.
         max_length: texts are shortened to so many tokens while training.
         group_rows: texts of similar length computed together; None for a batch as it is.
         learning_rate: of everything without its own.
@@ -97,7 +123,7 @@ class TrainConfig:
         weight_decay: of AdamW.
         max_grad_norm: gradients are clipped to it.
         dtype: arithmetic of the matrix products; weights that are trained stay in float32.
-        save_dtype: of the trained checkpoint's weights.
+        save_dtype: of the trained checkpoint's weights; a LoRA adapter stays float32.
         gradient_checkpointing: recompute activations in the backward pass.
         attention: transformers' ``attn_implementation``.
         device: ``auto`` or ``cpu``.
@@ -144,7 +170,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("temperature", "learning_rate", "epochs", "max_grad_norm"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, expected more than 0")
         for name in (
             "batch_size", "steps", "max_length", "group_rows", "mini_batch_size",
@@ -153,6 +179,11 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value!r}, expected a whole number of at least 1")
+        for name in ("weight_decay", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, expected 0 or more")
+        for pattern, rate in self.learning_rates.items():
+            _check_pattern(pattern, rate)
         if self.batch_size < 2:
             raise ConfigError("batch_size is 1: a pair needs another one as its negative")
         if not 0 <= self.warmup_ratio < 1:
@@ -179,7 +210,10 @@ class TrainConfig:
             InputError: the file can not be read.
             ConfigError: it is not YAML, or a key is missing, unknown or wrong, by its name.
         """
-        import yaml
+        try:
+            import yaml
+        except ImportError:
+            raise MissingPackageError("yaml", "train") from None
 
         path = Path(path)
         try:
@@ -191,7 +225,7 @@ class TrainConfig:
         except yaml.YAMLError as error:
             raise ConfigError(f"{path}: not valid YAML: {error}") from None
         try:
-            return cls.from_dict(values, path.parent)
+            return cls.from_dict(values, path.parent.resolve())
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
 
@@ -221,6 +255,17 @@ class TrainConfig:
 def data_set_name(data: DataConfig) -> str:
     """What a data set is called."""
     return data.name or Path(data.path).name.split(".")[0]
+
+
+def _check_pattern(pattern: str, rate: float) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"learning_rates: {pattern!r} is no regular expression: {error}"
+        ) from None
+    if not rate >= 0:
+        raise ConfigError(f"learning_rates.{pattern} is {rate!r}, expected 0 or more")
 
 
 _Built = TypeVar("_Built")

@@ -109,6 +109,9 @@ def _reason(values: dict[str, Any], columns: Sequence[str]) -> str | None:
             return f"column {column!r} is {kind}, expected a text"
         if not value.strip():
             return f"column {column!r} is empty"
+    extra = [column for column in COLUMNS if column in values and column not in columns]
+    if extra:
+        return f"has a column {extra[0]!r}, which the first row has not"
     if "negative" in columns and values["negative"].split() == values["positive"].split():
         return "the negative equals the positive"
     return None

@@ -1,4 +1,4 @@
-"""A run's metrics: a line a step in ``metrics.jsonl``, and a picture of them."""
+"""A run's metrics: what was logged in ``metrics.jsonl``, and a picture of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PICTURE = "metrics.png"
 
 
 class MetricsWriter(TrainerCallback):  # type: ignore[misc]
-    """Writes what the trainer logs, and plots it at every validation and at the end.
+    """Writes what the trainer logs, and plots it at every validation.
 
     Only the main process has one.
     """
@@ -25,7 +25,9 @@ class MetricsWriter(TrainerCallback):  # type: ignore[misc]
         lines = read_metrics(self.path) if resumed_step and self.path.is_file() else []
         kept = [line for line in lines if line["step"] <= resumed_step]
         folder.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        beside = self.path.with_suffix(".new")
+        beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        beside.replace(self.path)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Write one line."""
@@ -35,13 +37,10 @@ class MetricsWriter(TrainerCallback):  # type: ignore[misc]
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if any(name.startswith("eval_") for name in logs):
-            self._plot()
+            self.plot()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Draw the last picture."""
-        self._plot()
-
-    def _plot(self) -> None:
+    def plot(self) -> None:
+        """Draw the picture."""
         plot_metrics(read_metrics(self.path), self.metric, self.path.with_name(PICTURE))
 
 

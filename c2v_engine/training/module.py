@@ -16,6 +16,8 @@ from c2v_engine.reference import PADDING, Causal2VecReference
 
 Features = dict[str, Any]
 
+assert PADDING == -1  # entries are shifted by one, so that padding is 0
+
 # The trainer takes whatever ends with ``_input_ids`` for a column of its own.
 ENCODER_INPUTS = {
     "encoder_input_ids": "encoder_ids",
@@ -54,7 +56,8 @@ class Causal2VecModule(InputModule):  # type: ignore[misc]
             group_rows: rows computed together.
 
         Raises:
-            ConfigError: the encoder reads long texts in windows, whose rows are not a batch's rows.
+            ConfigError: ``max_length`` is more than the checkpoint reads, or the encoder reads long
+                texts in windows, whose rows are not a batch's rows.
         """
         super().__init__()
         encoder = reference.config.encoder
@@ -68,7 +71,11 @@ class Causal2VecModule(InputModule):  # type: ignore[misc]
         self.group_rows = group_rows
         self.max_seq_length = reference.config.max_length
         if max_length is not None:
-            self.max_seq_length = min(max_length, self.max_seq_length)
+            if max_length > self.max_seq_length:
+                raise ConfigError(
+                    f"max_length is {max_length}, but the model reads {self.max_seq_length} tokens"
+                )
+            self.max_seq_length = max_length
             reference.config = replace(
                 reference.config,
                 max_length=self.max_seq_length,
@@ -130,7 +137,6 @@ class Causal2VecModule(InputModule):  # type: ignore[misc]
             "input_ids": columns("input_ids", "attention_mask"),
             "entries": columns("entries", "attention_mask") - 1,
         }
-        assert PADDING == -1
         for name, feature in ENCODER_INPUTS.items():
             if feature in features:
                 batch[name] = columns(feature, "encoder_mask")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -30,34 +31,53 @@ def save_checkpoint(
         reference: the trained modules.
         source: the checkpoint that training started from: tokenizers, frozen parts, config.
         target: the directory; files in it are replaced.
-        dtype: of the weights that were trained.
+        dtype: of the weights that were trained; an adapter stays float32.
     """
     config = Causal2VecConfig.load(source)
     target.mkdir(parents=True, exist_ok=True)
     with_adapter = hasattr(reference.decoder, "peft_config")
     if with_adapter:
-        shutil.rmtree(target / ADAPTER, ignore_errors=True)
-        reference.decoder.save_pretrained(str(target / ADAPTER))
-        (target / ADAPTER / "README.md").unlink(missing_ok=True)  # it names the source's path
+        _save_adapter(reference.decoder, target / ADAPTER, config.decoder.path)
         config = replace(config, decoder=replace(config.decoder, adapter=ADAPTER))
+    elif config.decoder.adapter is not None:  # merged in memory, below a frozen decoder
+        copy_model_files(source / config.decoder.adapter, target / config.decoder.adapter)
     parts = [(config.decoder.path, None if with_adapter else reference.decoder)]
     if config.encoder is not None:
         parts.append((config.encoder.path, reference.encoder))
-        weights = {
-            name: value.detach().to("cpu", dtype).contiguous()
-            for name, value in reference.projector.state_dict().items()
-        }
-        save_file(weights, target / PROJECTOR_NAME, metadata={"format": "pt"})
+        if _is_trained(reference.projector):
+            save_file(_weights(reference.projector, dtype), target / PROJECTOR_NAME)
+        else:
+            shutil.copyfile(source / PROJECTOR_NAME, target / PROJECTOR_NAME)
     for name, part in parts:
-        trained = part is not None and any(p.requires_grad for p in part.parameters())
+        trained = part is not None and _is_trained(part)
         copy_model_files(source / name, target / name, weights=not trained)
         if trained:
             _save_part(part, target / name, dtype)
     config.save(target)
 
 
+def _is_trained(part: torch.nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in part.parameters())
+
+
+def _weights(part: torch.nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    state = part.state_dict()
+    return {name: value.detach().to("cpu", dtype).contiguous() for name, value in state.items()}
+
+
+def _save_adapter(decoder: Any, folder: Path, base: str) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    decoder.save_pretrained(str(folder))
+    # Both name the path that training started from.
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["base_model_name_or_path"] = base
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def _save_part(part: Any, folder: Path, dtype: torch.dtype) -> None:
-    state = {name: value.detach().to("cpu", dtype) for name, value in part.state_dict().items()}
+    state = _weights(part, dtype)
     saved_dtype, part.config.dtype = part.config.dtype, dtype
     try:
         part.save_pretrained(str(folder), state_dict=state)

@@ -27,9 +27,9 @@ class Validation(SentenceEvaluator):  # type: ignore[misc]
         self._options: dict[str, Any] = {}
         self._data = {"queries": queries, "corpus": corpus, "relevant_docs": relevant}
 
-    def use_prompts(self, prompts: dict[str, str]) -> None:
-        """Give queries and documents the prompts that they are trained with."""
-        self._options = {"query_prompt": prompts["query"], "corpus_prompt": prompts["positive"]}
+    def use_prompts(self, query: str, document: str) -> None:
+        """Give queries and documents their prompts."""
+        self._options = {"query_prompt": query, "corpus_prompt": document}
 
     def __call__(
         self, model: Any, output_path: str | None = None, epoch: int = -1, steps: int = -1

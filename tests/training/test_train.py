@@ -6,16 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from shutil import copytree, rmtree
 
 import numpy as np
 import pytest
 import torch
 from checkpoints import Recipe
-from pairs import pairs, write_jsonl, write_run
 from safetensors.torch import load_file, save_file
+from training_pairs import pairs, write_jsonl, write_run
 
 from c2v_engine import Causal2Vec
-from c2v_engine.errors import ConfigError, InputError, OutputError
+from c2v_engine.errors import CheckpointError, ConfigError, InputError, OutputError
 from c2v_engine.reference import Causal2VecReference
 from c2v_engine.training.config import TrainConfig
 from c2v_engine.training.metrics import read_metrics
@@ -40,6 +42,11 @@ def weights(model, part):
 
 
 def same(first, second):
+    """Whether weights are equal, but for BERT's pooler, which Causal2Vec does not read."""
+    first, second = (
+        {name: value for name, value in state.items() if "pooler" not in name}
+        for state in (first, second)
+    )
     assert set(first) == set(second)
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
@@ -131,8 +138,21 @@ def test_an_adapter_is_trained_further(tmp_path, checkpoint):
     third.mkdir()
     with pytest.raises(ConfigError, match="adapter, which is trained further, has 4 and 8"):
         run(third, first.model, lora={"r": 8})
-    with pytest.raises(OutputError, match="not empty"):
+    with pytest.raises(ConfigError, match="has a LoRA adapter"):
         run(third, first.model, decoder="full")
+
+
+def test_a_frozen_decoder_keeps_its_adapter(tmp_path, checkpoint):
+    recipe = Recipe(adapter="lora")
+    report = run(tmp_path, checkpoint(recipe), steps=1, decoder="frozen", learning_rate=1e-9)
+    engine = Causal2Vec.from_pretrained(report.model, device="cpu", dtype="float32")
+    expected = Causal2VecReference.from_pretrained(checkpoint(recipe)).encode(TEXTS).numpy()
+    np.testing.assert_allclose(engine.encode(TEXTS), expected, rtol=0, atol=1e-5)
+
+
+def test_a_projector_that_is_not_trained_is_copied_to_the_bit(tmp_path, checkpoint):
+    report = run(tmp_path, checkpoint(), steps=1, projector=False, save_dtype="bfloat16")
+    assert same(weights(report.model, "projector"), weights(checkpoint(), "projector"))
 
 
 def test_validation_is_measured_written_and_plotted(tmp_path, checkpoint):
@@ -140,7 +160,7 @@ def test_validation_is_measured_written_and_plotted(tmp_path, checkpoint):
     report = run(tmp_path, checkpoint(), validation={"path": "held.jsonl"}, validation_steps=2)
     assert set(report.metrics) == {"ndcg@10", "recall@10", "mrr@10"}
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert [line["step"] for line in lines if "eval_ndcg@10" in line] == [2, 4, 4]
+    assert [line["step"] for line in lines if "eval_ndcg@10" in line] == [2, 4]
     picture = (tmp_path / "run" / "metrics.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 10_000
@@ -175,18 +195,62 @@ def test_a_killed_run_resumes_to_the_same_losses(tmp_path, checkpoint):
 def test_resuming_is_refused_where_nothing_or_another_run_stands(tmp_path, checkpoint):
     with pytest.raises(OutputError, match="holds no run to resume"):
         run(tmp_path, checkpoint(), resume=True)
-    run(tmp_path, checkpoint(), steps=1)
+    run(tmp_path, checkpoint(), steps=1, save_steps=1)
     with pytest.raises(OutputError, match="is not empty"):
         run(tmp_path, checkpoint(), steps=1)
     with pytest.raises(ConfigError, match=r"learning_rate is 0\.5, but the run to resume has"):
-        run(tmp_path, checkpoint(), resume=True, steps=1, learning_rate=0.5)
+        run(tmp_path, checkpoint(), resume=True, steps=1, save_steps=1, learning_rate=0.5)
+
+
+def test_resuming_a_run_without_checkpoint_is_refused(tmp_path, checkpoint):
+    run(tmp_path, checkpoint(), steps=1)
+    with pytest.raises(OutputError, match="no whole checkpoint to resume"):
+        run(tmp_path, checkpoint(), resume=True, steps=1)
+
+
+def test_a_run_killed_after_its_last_step_is_finished_without_another(tmp_path, checkpoint):
+    options = {"steps": 4, "save_steps": 4, "scheduler": "constant", "learning_rate": 1e-2}
+    report = run(tmp_path, checkpoint(), **options)
+    expected = weights(report.model, "encoder")
+    rmtree(report.model)
+    again = run(tmp_path, checkpoint(), resume=True, **options)
+    assert again.steps == 4
+    assert same(weights(again.model, "encoder"), expected)
+
+
+def test_a_run_resumes_from_another_folder(tmp_path, checkpoint, monkeypatch):
+    run(tmp_path, checkpoint(), steps=2, save_steps=1)
+    monkeypatch.chdir(tmp_path.parent)
+    path = Path(tmp_path.name) / "run.yaml"
+    assert train(TrainConfig.load(path), resume=True, quiet=True).steps == 2
+
+
+def test_a_quiet_run_says_nothing(tmp_path, checkpoint, capfd):
+    run(tmp_path, checkpoint(), steps=2)
+    assert capfd.readouterr().out == ""
+
+
+def test_two_processes_train_one_model(tmp_path, checkpoint):
+    path = write_run(tmp_path, checkpoint(), steps=3)
+    command = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m"]
+    result = subprocess.run(
+        [sys.executable, "-m", *command, "c2v_engine", "train", str(path), "--quiet"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
+    assert list(losses(tmp_path)) == [1, 2, 3]
+    model = Causal2Vec.from_pretrained(tmp_path / "run" / "model", device="cpu")
+    assert np.isfinite(model.encode(TEXTS)).all()
 
 
 def test_resuming_on_other_rows_is_refused(tmp_path, checkpoint):
-    run(tmp_path, checkpoint(), steps=1)
+    run(tmp_path, checkpoint(), steps=1, save_steps=1)
     write_jsonl(tmp_path / "pairs.jsonl", pairs(31))
     with pytest.raises(ConfigError, match="rows of the data are not those"):
-        run(tmp_path, checkpoint(), resume=True, steps=1)
+        run(tmp_path, checkpoint(), resume=True, steps=1, save_steps=1)
 
 
 def test_a_run_that_failed_on_its_data_can_be_started_again(tmp_path, checkpoint):
@@ -209,8 +273,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, checkpoint):
 
 
 def test_a_text_that_makes_the_loss_nan_is_named(tmp_path, checkpoint):
-    from shutil import copytree
-
     model = tmp_path / "model"
     copytree(checkpoint(), model)
     reference = Causal2VecReference.from_pretrained(model)
@@ -231,6 +293,19 @@ def test_a_text_that_makes_the_loss_nan_is_named(tmp_path, checkpoint):
 def test_an_unknown_prompt_name_is_refused(tmp_path, checkpoint):
     with pytest.raises(ConfigError, match="names no prompt of the model; it has query, document"):
         run(tmp_path, checkpoint(), data=[{"path": "pairs.jsonl", "query_prompt": "name:q"}])
+
+
+def test_what_does_not_fit_the_model_is_found_before_training(tmp_path, checkpoint):
+    for options, words in (
+        ({"learning_rates": {"encodr": 1e-5}}, "'encodr' matches no parameter"),
+        ({"max_length": 1000}, "max_length is 1000, but the model reads 48"),
+        ({"data": [{"path": "pairs.jsonl", "query_prompt": "long " * 60}]}, "data set 'pairs'"),
+        ({"scheduler": "wavy"}, "scheduler is 'wavy'"),
+        ({"lora": {"target_modules": ["no_proj"]}}, "no_proj"),
+    ):
+        rmtree(tmp_path / "run", ignore_errors=True)
+        with pytest.raises((ConfigError, CheckpointError), match=words):
+            run(tmp_path, checkpoint(), **options)
 
 
 def test_parts_that_a_model_lacks_are_no_mistake(tmp_path, checkpoint):

@@ -51,6 +51,15 @@ def test_relative_paths_start_at_the_files_folder(tmp_path):
         ({"validation_steps": 5}, "no validation"),
         ({"learning_rates": {"encoder": "fast"}}, "learning_rates.encoder is 'fast'"),
         ({"dtype": "float8"}, "dtype is 'float8'"),
+        ({"learning_rates": {"[": 1e-4}}, "is no regular expression"),
+        ({"learning_rates": {"encoder": -1}}, "learning_rates.encoder is -1"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"data": [{"path": "a", "name": "x/y"}]}, "the name 'x/y'"),
+        ({"data": [{"path": "a", "max_rows": 1}]}, "max_rows is 1"),
+        ({"lora": {"r": 0}}, "lora has r 0"),
+        ({"lora": {"dropout": 2.0}}, "lora.dropout is 2.0"),
+        ({"lora": {"target_modules": []}}, "target_modules is empty"),
     ],
 )
 def test_a_wrong_value_is_named_by_its_key(values, words):

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pairs import pairs, write_jsonl
+from training_pairs import pairs, write_jsonl
 
 from c2v_engine.errors import InputError
 from c2v_engine.training.config import DataConfig
@@ -55,6 +55,12 @@ def test_a_negative_equal_to_the_positive_is_named(tmp_path):
     rows[2]["negative"] = "  " + rows[2]["positive"].replace(" ", "  ")
     with pytest.raises(InputError, match="line 3: the negative equals the positive"):
         read(write_jsonl(tmp_path / "data.jsonl", rows), tmp_path)
+
+
+def test_a_negative_that_only_later_rows_have_is_not_dropped(tmp_path):
+    path = write_jsonl(tmp_path / "data.jsonl", [*pairs(1), *pairs(2, negatives=True)])
+    with pytest.raises(InputError, match="line 2: has a column 'negative', which the first row"):
+        read(path, tmp_path)
 
 
 def test_many_bad_rows_are_counted_and_the_first_shown(tmp_path):

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import INSTRUCTION_FIRST, Recipe
-from pairs import pairs
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
     MultipleNegativesRankingLoss,
 )
+from training_pairs import pairs
 
 from c2v_engine.errors import ConfigError
 from c2v_engine.reference import Causal2VecReference
@@ -27,6 +27,16 @@ RECIPES = [
 
 def module_of(path, **options):
     return Causal2VecModule(Causal2VecReference.from_pretrained(path), path, **options)
+
+
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+def test_eager_attention_masks_as_the_default_does(checkpoint, reference, attention):
+    recipe = Recipe(attention=attention)
+    eager = Causal2VecReference.from_pretrained(checkpoint(recipe), attn_implementation="eager")
+    expected = reference(recipe).encode(TEXTS, batch_size=len(TEXTS))
+    torch.testing.assert_close(
+        eager.encode(TEXTS, batch_size=len(TEXTS)), expected, rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: "-".join(recipe.template))

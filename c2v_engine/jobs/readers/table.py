@@ -25,8 +25,8 @@ def read_rows(path: str | Path, columns: Sequence[str]) -> Iterator[TableRow]:
 
     Args:
         path: ``.jsonl`` or ``.parquet``, each also ``.gz`` or ``.zst``.
-        columns: what is read, where the file has it; the first must be there. A row of ``.jsonl``
-            may hold more.
+        columns: what is read, where the file has it; a ``.parquet`` file must have the first. A
+            row of ``.jsonl`` may hold more.
 
     Raises:
         InputError: the file can not be read, or a line is not a JSON object.
