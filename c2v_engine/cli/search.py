@@ -56,6 +56,9 @@ def search(
         str | None, typer.Option(help="Ids in --texts; else as it was embedded.")
     ] = None,
     precision: StoredPrecision = None,
+    truncate_dim: Annotated[
+        int | None, typer.Option(min=1, help="Of packed bits in .npy: as they were embedded.")
+    ] = None,
     force: Annotated[bool, typer.Option(help="Though another model made the index.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object a question.")] = False,
     dtype: DtypeOption = "auto",
@@ -69,7 +72,8 @@ def search(
         from c2v_engine.jobs.questions import ask, check_model
         from c2v_engine.jobs.search import EmbeddingIndex
 
-        opened = EmbeddingIndex.open(index, precision.value if precision else None)
+        chosen = precision.value if precision else None
+        opened = EmbeddingIndex.open(index, chosen, truncate_dim)
         asked = _read_questions(questions)
         try:
             engine = load_model(model or _maker(opened.about), device, dtype, attention)

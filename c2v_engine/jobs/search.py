@@ -60,25 +60,33 @@ class EmbeddingIndex(ABC):
     ranges: NDArray[Any] | None = None
 
     @staticmethod
-    def open(path: str | os.PathLike[str], precision: str | None = None) -> EmbeddingIndex:
+    def open(
+        path: str | os.PathLike[str],
+        precision: str | None = None,
+        truncate_dim: int | None = None,
+    ) -> EmbeddingIndex:
         """Open an index.
 
         Args:
             path: ``.parquet`` or ``.npy`` from ``c2v encode``, or ``.usearch`` from ``c2v index``.
             precision: of the embeddings, where the file does not say it (int8 and uint8 in .npy).
+            truncate_dim: dimensions of the embeddings, where the file does not say it: packed bits
+                in .npy may fill their last byte or not.
 
         Raises:
-            InputError: it is missing or damaged, or can not be searched.
+            InputError: it is missing or damaged, can not be searched, or says otherwise.
             BackendError: ``.usearch`` is given, and usearch is not installed.
         """
         path = Path(path)
         if path.suffix.lower() == APPROXIMATE:
             from c2v_engine.jobs.approximate import ApproximateIndex
 
-            if precision is not None:
-                raise InputError(f"{path}: has no precision to choose: leave --precision out")
+            given = {"--precision": precision, "--truncate-dim": truncate_dim}
+            for option, value in given.items():
+                if value is not None:
+                    raise InputError(f"{path}: says what it holds itself: leave {option} out")
             return ApproximateIndex(path)
-        return ExactIndex(open_vectors(path), precision)
+        return ExactIndex(open_vectors(path), precision, truncate_dim)
 
     @abstractmethod
     def check_dimension(self, dimension: int) -> None:
@@ -90,7 +98,11 @@ class EmbeddingIndex(ABC):
 
     @abstractmethod
     def truncate_dim(self, dimension: int) -> int | None:
-        """What a model of this whole dimension cuts its questions to; None where it keeps all."""
+        """What a model of this whole dimension cuts its questions to; None where it keeps all.
+
+        Raises:
+            InputError: packed bits that may be of several dimensions.
+        """
 
     def search(self, vectors: NDArray[Any], k: int = 10) -> Nearest:
         """Find the nearest rows.
@@ -139,9 +151,18 @@ class ExactIndex(EmbeddingIndex):
     Args:
         vectors: the file.
         precision: as ``EmbeddingIndex.open`` takes it.
+        truncate_dim: likewise.
+
+    Raises:
+        InputError: the file says otherwise, or its columns do.
     """
 
-    def __init__(self, vectors: VectorFile, precision: str | None = None) -> None:
+    def __init__(
+        self,
+        vectors: VectorFile,
+        precision: str | None = None,
+        truncate_dim: int | None = None,
+    ) -> None:
         self.path = vectors.path
         self.rows = vectors.rows
         self.about = vectors.about
@@ -150,6 +171,28 @@ class ExactIndex(EmbeddingIndex):
             str(self.path), vectors.dtype, self.about.get("precision"), precision
         )
         self.ranges = self._stored_ranges()
+        self._truncate_dim = self._check_truncate_dim(truncate_dim)
+
+    def _check_truncate_dim(self, given: int | None) -> int | None:
+        stored: int | None = self.about.get("truncate_dim")
+        if given is None:
+            return stored
+        if self.about and given != stored:
+            states = "all dimensions" if stored is None else f"truncate_dim {stored}"
+            raise InputError(f"{self.path}: states {states}, not {given}: leave --truncate-dim out")
+        if self._columns(given) != self._vectors.columns:
+            raise InputError(
+                f"{self.path}: truncate_dim {given} is asked for, which takes "
+                f"{self._columns(given)}{self._unit}, but it holds {self._vectors.columns}"
+            )
+        return given
+
+    def _columns(self, dimension: int) -> int:
+        return -(-dimension // 8) if self.packed else dimension
+
+    @property
+    def _unit(self) -> str:
+        return " bytes of packed bits" if self.packed else " dimensions"
 
     def _stored_ranges(self) -> NDArray[Any] | None:
         text = self.about.get("ranges")
@@ -167,24 +210,28 @@ class ExactIndex(EmbeddingIndex):
 
     def check_dimension(self, dimension: int) -> None:
         """Check that vectors of a dimension can be compared; see ``EmbeddingIndex``."""
-        columns = -(-dimension // 8) if self.packed else dimension
-        if columns != self._vectors.columns:
-            unit = " bytes of packed bits" if self.packed else " dimensions"
+        fits = self._truncate_dim in (None, dimension)
+        if not fits or self._columns(dimension) != self._vectors.columns:
+            held = f"{self._vectors.columns}{self._unit}"
+            if self.packed and self._truncate_dim is not None:
+                held = f"{self._truncate_dim} dimensions"
             raise InputError(
-                f"{self.path}: holds embeddings of {self._vectors.columns}{unit}, the question's "
-                f"vector has {dimension} dimensions: it is of another model or truncate_dim"
+                f"{self.path}: holds embeddings of {held}, the question's vector has {dimension} "
+                "dimensions: it is of another model or truncate_dim"
             )
 
     def truncate_dim(self, dimension: int) -> int | None:
         """What a model cuts its questions to; see ``EmbeddingIndex``."""
-        if self.about:
-            kept: int | None = self.about.get("truncate_dim")
-            return kept
+        if self.about or self._truncate_dim is not None:
+            return self._truncate_dim
         columns = self._vectors.columns
-        if columns == (-(-dimension // 8) if self.packed else dimension):
-            return None
-        kept = columns * 8 if self.packed else columns
-        return kept if kept < dimension else None
+        if self.packed and columns != self._columns(dimension):
+            raise InputError(
+                f"{self.path}: holds {columns}{self._unit}, the model has {dimension} dimensions: "
+                f"pass --truncate-dim, of {8 * columns - 7} to {8 * columns} that which it was "
+                "embedded with"
+            )
+        return columns if columns < dimension and not self.packed else None
 
     def unit_blocks(self, dimension: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Give the rows as unit vectors, float32 [rows, dimension], with the first one's number.

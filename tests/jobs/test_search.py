@@ -143,6 +143,35 @@ def test_packed_bits_take_dimensions_that_fill_their_bytes(tmp_path):
         index.search(gaussian(1, 17), 1)
 
 
+@pytest.mark.parametrize("precision", ["binary", "ubinary"])
+def test_truncated_bits_without_metadata_are_searched_only_where_their_dimension_is_said(
+    tmp_path, precision
+):
+    vectors = gaussian(60, 12)
+    path = write_index(tmp_path / "i.npy", quantize(vectors, precision), precision)
+    assert EmbeddingIndex.open(path, precision).truncate_dim(12) is None
+    with pytest.raises(InputError, match=r"2 bytes .* model has 32 .* --truncate-dim, of 9 to 16"):
+        EmbeddingIndex.open(path, precision).truncate_dim(32)
+    for wrong in (8, 17):
+        with pytest.raises(InputError, match=f"truncate_dim {wrong} is asked for, .* it holds 2"):
+            EmbeddingIndex.open(path, precision, wrong)
+    index = EmbeddingIndex.open(path, precision, 12)
+    assert index.truncate_dim(32) == 12
+    scores, _ = by_full_sort(vectors[:5], np.where(vectors > 0, 1.0, -1.0), 3)
+    np.testing.assert_allclose(index.search(vectors[:5], 3).scores, scores, rtol=0, atol=1e-6)
+    with pytest.raises(
+        InputError, match="embeddings of 12 dimensions, the question's vector has 16"
+    ):
+        index.search(gaussian(1, 16))
+
+
+def test_a_truncate_dim_against_the_file_s_own_is_refused(tmp_path):
+    path = write_index(tmp_path / "i.parquet", gaussian(9, 4), truncate_dim=4)
+    assert EmbeddingIndex.open(path, truncate_dim=4).truncate_dim(8) == 4
+    with pytest.raises(InputError, match="states truncate_dim 4, not 3: leave --truncate-dim out"):
+        EmbeddingIndex.open(path, truncate_dim=3)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_row_that_is_not_finite_is_named(tmp_path, monkeypatch, value):
     monkeypatch.setattr(search, "_BLOCK_VALUES", 4 * 10)
