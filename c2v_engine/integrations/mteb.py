@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from c2v_engine import Causal2Vec
 
+PRECISIONS = ("float32", "float16")
+
 
 class MtebEncoder(AbsEncoder):  # type: ignore[misc]
     """A ``Causal2Vec`` as mteb calls it.
@@ -38,16 +40,19 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]
         engine: embeds the texts.
         prompts: prompts by such a name, which win over the checkpoint's of the same name.
         truncate_dim: as in ``encode``.
+        precision: ``float32`` or ``float16``. Levels and packed bits are not vectors to mteb, which
+            would compare their bytes.
         name: ``organization/model``, under which mteb keeps results; None for the Hub name the
             engine was opened by, else ``c2v-engine/`` and the last part of its folder.
 
     Attributes:
         mteb_model_meta: what mteb says of the model. Results are cached by name and revision, so
             the revision stands for all that changes them: the checkpoint's fingerprint, the dtype
-            of the computation, and ``prompts`` and ``truncate_dim`` where given.
+            of the computation, and ``prompts``, ``truncate_dim`` and ``precision`` where given.
 
     Raises:
-        InputError: a name without an organization, or an impossible ``truncate_dim``.
+        InputError: a name without an organization, or an impossible ``truncate_dim`` or
+            ``precision``.
     """
 
     def __init__(
@@ -56,14 +61,18 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]
         *,
         prompts: Mapping[str, str] | None = None,
         truncate_dim: int | None = None,
+        precision: str = PRECISIONS[0],
         name: str | None = None,
     ) -> None:
         name = _default_name(engine.name) if name is None else name
         if "/" not in name:
             raise InputError(f"name is {name!r}, expected organization/model")
+        if precision not in PRECISIONS:
+            raise InputError(f"precision is {precision!r}, expected {' or '.join(PRECISIONS)}")
         self.model = engine
         self.model_prompts = {**engine.prompts, **(prompts or {})}
         self._truncate_dim = truncate_dim
+        self._precision = precision
         info = engine.info()
         parts = [info["fingerprint"], info["dtype"]]
         if prompts:
@@ -71,6 +80,8 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]
             parts.append(f"prompts-{blake2b(text, digest_size=4).hexdigest()}")
         if truncate_dim is not None:
             parts.append(f"truncated-{truncate_dim}")
+        if precision != PRECISIONS[0]:
+            parts.append(precision)
         self.mteb_model_meta = ModelMeta(
             name=name,
             revision="-".join(parts),
@@ -109,11 +120,12 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]
             hf_split: not used.
             hf_subset: not used.
             prompt_type: query, document or None.
-            kwargs: mteb's ``encode_kwargs``. ``precision`` and ``show_progress_bar`` are those of
-                ``encode``; ``batch_size`` changes nothing, for batches are filled by tokens.
+            kwargs: mteb's ``encode_kwargs``. ``show_progress_bar`` is that of ``encode``;
+                ``batch_size`` changes nothing, for batches are filled by tokens; another
+                ``precision`` than the encoder's is refused, for mteb keeps results without it.
 
         Returns:
-            ``[texts, columns]``.
+            ``[texts, dimensions]``.
 
         Raises:
             InputError: a batch that holds no texts, or options that can not be.
@@ -124,10 +136,18 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]
                 found = ", ".join(batch)
                 raise InputError(f"task {task_metadata.name}: it has {found}, expected text")
             texts.extend(batch["text"])
-        options: dict[str, Any] = {"truncate_dim": self._truncate_dim}
-        options.update(
-            (key, kwargs[key]) for key in ("precision", "show_progress_bar") if key in kwargs
-        )
+        asked = kwargs.get("precision", self._precision)
+        if asked != self._precision:
+            raise InputError(
+                f"encode_kwargs: precision is {asked!r}, the encoder has {self._precision!r}: "
+                "choose it by MtebEncoder(precision=...)"
+            )
+        options: dict[str, Any] = {
+            "truncate_dim": self._truncate_dim,
+            "precision": self._precision,
+        }
+        if "show_progress_bar" in kwargs:
+            options["show_progress_bar"] = kwargs["show_progress_bar"]
         prompt_name = self.get_prompt_name(task_metadata, prompt_type)
         if prompt_name is not None:
             options["prompt"] = self.model_prompts[prompt_name]

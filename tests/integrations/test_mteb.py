@@ -165,12 +165,15 @@ def test_what_changes_results_changes_the_revision(engine):
         for options in (
             {},
             {"truncate_dim": 32},
+            {"precision": "float16"},
             {"prompts": {"query": "a"}},
             {"prompts": {"query": "b"}},
             {"prompts": {"document": "a"}},
         )
     }
-    assert len(revisions) == 5
+    assert len(revisions) == 6
+    plain = MtebEncoder(engine).mteb_model_meta.revision
+    assert MtebEncoder(engine, precision="float32").mteb_model_meta.revision == plain
     assert MtebEncoder(engine, truncate_dim=32).mteb_model_meta.embed_dim == 32
 
 
@@ -192,6 +195,7 @@ def test_a_prompt_is_chosen_by_task_and_side(task, prompt_type, kind, prompt):
     assert texts == ["a", "b", "c"]
     assert options.pop("show_progress_bar") is False
     assert options.pop("truncate_dim") is None
+    assert options.pop("precision") == "float32"
     assert options == ({} if prompt is None else {"prompt": prompt})
 
 
@@ -206,12 +210,23 @@ def test_given_prompts_win_the_more_exact_the_sooner():
 
 
 def test_precision_and_dimensions_reach_the_engine(engine):
-    encoder = MtebEncoder(engine, truncate_dim=16)
-    found = encode(encoder, TinySTS, precision="float16")
+    encoder = MtebEncoder(engine, truncate_dim=16, precision="float16")
+    found = encode(encoder, TinySTS)
     assert (found.shape, found.dtype) == ((3, 16), np.float16)
     np.testing.assert_array_equal(
         found, engine.encode(["a", "b", "c"], truncate_dim=16, precision="float16")
     )
+
+
+@pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary", "bfloat16"])
+def test_what_is_not_a_vector_to_mteb_is_refused(precision):
+    with pytest.raises(InputError, match=f"'{precision}', expected float32 or float16"):
+        MtebEncoder(Recording(), precision=precision)
+    engine = Recording()
+    with pytest.raises(InputError, match=f"precision is '{precision}', the encoder has 'float32'"):
+        encode(MtebEncoder(engine), TinySTS, precision=precision)
+    assert engine.calls == []
+    encode(MtebEncoder(engine), TinySTS, precision="float32")  # what it has may be said
 
 
 def test_a_task_without_texts_is_refused():
