@@ -75,7 +75,11 @@ class PairSets:
             raise InputError(f"{pairs.path}: no rows: there is no pair in it")
         if corpus is not None:
             with open_reader(corpus, corpus_column) as reader:
-                for record in reader:
+                for row, record in enumerate(reader, 1):
+                    if not record.text.strip():
+                        raise reader.bad_row(
+                            row, record.line, "an empty text, expected a candidate"
+                        )
                     hashes.add(record.text)
         documents = Distinct.of(hashes.values())
         positive, others = documents.of_text[:rows], documents.of_text[rows:]

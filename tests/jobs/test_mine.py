@@ -277,6 +277,9 @@ def test_a_bad_row_of_parquet_and_of_the_corpus_is_named(tmp_path):
     corpus.write_text("fine\nrefused\n")
     with pytest.raises(InputError, match=r"corpus\.txt, line 2: its embedding is not finite"):
         mine(source, tmp_path / "o.jsonl", corpus=corpus)
+    corpus.write_text("fine\n \nmore\n")
+    with pytest.raises(InputError, match=r"corpus\.txt, line 2: an empty text"):
+        mine(source, tmp_path / "o.jsonl", corpus=corpus)
     corpus.write_text("")
     with pytest.raises(InputError, match=r"corpus\.txt: no rows"):
         mine(source, tmp_path / "o.jsonl", corpus=corpus)
