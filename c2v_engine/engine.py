@@ -53,6 +53,7 @@ class Causal2Vec:
         name: as it was asked for.
         runner: embeds texts with it, here or in other processes.
         placement: where and how it computes.
+        fingerprint: of the files that were loaded.
 
     Attributes:
         config: the checkpoint's ``config.json``.
@@ -62,8 +63,14 @@ class Causal2Vec:
     """
 
     def __init__(
-        self, description: CheckpointDescription, name: str, runner: Runner, placement: Placement
+        self,
+        description: CheckpointDescription,
+        name: str,
+        runner: Runner,
+        placement: Placement,
+        fingerprint: str,
     ) -> None:
+        self._fingerprint = fingerprint
         self._description = description
         self._runner = runner
         self.name = name
@@ -130,10 +137,16 @@ class Causal2Vec:
                     f"device is {device!r} and devices is {devices!r}, expected only one of them"
                 )
             pool = WorkerPool(directory, options, devices)
-            return cls(pool.description, name, pool, pool.placement)
+            try:
+                fingerprint = checkpoint_fingerprint(directory, pool.description.config)
+            except BaseException:
+                pool.close()
+                raise
+            return cls(pool.description, name, pool, pool.placement, fingerprint)
         pipeline = open_pipeline(directory, options)
-        checkpoint = pipeline.checkpoint
-        return cls(checkpoint.description, name, pipeline, checkpoint.placement)
+        description = pipeline.checkpoint.description
+        fingerprint = checkpoint_fingerprint(directory, description.config)
+        return cls(description, name, pipeline, pipeline.checkpoint.placement, fingerprint)
 
     def warmup(
         self,
@@ -463,7 +476,7 @@ class Causal2Vec:
         lines: dict[str, Any] = {
             "model": self.name,
             "directory": str(description.directory),
-            "fingerprint": checkpoint_fingerprint(description.directory, self.config),
+            "fingerprint": self._fingerprint,
             "dimension": self.dimension,
             "template": list(self.config.template),
             "pooling": list(self.config.pooling),

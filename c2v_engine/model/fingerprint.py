@@ -30,7 +30,7 @@ def checkpoint_fingerprint(directory: Path, config: Causal2VecConfig) -> str:
         config: its ``config.json``, which names the folders that belong to it.
 
     Raises:
-        CheckpointError: a file can not be read.
+        CheckpointError: a file can not be read, or a folder holds no weights.
     """
     folders = [config.decoder.path, config.decoder.adapter]
     folders += [config.encoder.path] if config.encoder is not None else []
@@ -52,7 +52,10 @@ def checkpoint_fingerprint(directory: Path, config: Causal2VecConfig) -> str:
 
 def _model_files(folder: Path) -> list[Path]:
     found = {path for pattern in MODEL_FILES for path in folder.glob(pattern)}
-    return sorted(path for path in found if path.is_file())
+    files = sorted(path for path in found if path.is_file())
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise CheckpointError(f"{folder}: holds no weights (*.safetensors)")
+    return files
 
 
 def _update(digest: blake2b, path: Path) -> None:

@@ -6,6 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
+from c2v_engine.engine import Causal2Vec
+from c2v_engine.errors import CheckpointError
 from c2v_engine.model.config import Causal2VecConfig
 from c2v_engine.model.fingerprint import checkpoint_fingerprint
 
@@ -55,6 +57,21 @@ def test_another_config_or_tokenizer_gives_another(copied, part):
         with (copied / "decoder" / "tokenizer.json").open("a") as file:
             file.write(" ")
     assert fingerprint(copied) != before
+
+
+def test_an_engine_keeps_that_of_the_weights_it_has_loaded(copied):
+    engine = Causal2Vec.from_pretrained(copied, device="cpu")
+    before = fingerprint(copied)
+    path = copied / "decoder" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert fingerprint(copied) != before
+    assert engine.info()["fingerprint"] == before
+
+
+def test_a_folder_without_weights_has_none(copied):
+    (copied / "decoder" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="decoder: holds no weights"):
+        fingerprint(copied)
 
 
 def test_large_weights_are_sampled_to_their_last_byte(copied, tmp_path):
