@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from c2v_engine.errors import MissingPackageError
 
 if TYPE_CHECKING:
@@ -36,6 +39,8 @@ def bm25_setting() -> dict[str, Any]:
 def rank_by_bm25(data: RetrievalData, depth: int, *, show_progress: bool = False) -> Ranking:
     """Rank the passages of a corpus for every query; those without a word of it are not ranked.
 
+    Of equal scores the lower id comes first, also where the ranking is cut.
+
     Args:
         data: queries and corpus.
         depth: passages to keep for a query.
@@ -54,14 +59,23 @@ def rank_by_bm25(data: RetrievalData, depth: int, *, show_progress: bool = False
         return {query: [] for query in data.queries}
     index = bm25s.BM25(method=METHOD, k1=K1, b=B)
     index.index(tokens, show_progress=show_progress)
-    rows, scores = index.retrieve(
-        tokenize(list(data.queries.values()), return_ids=False),
-        k=min(depth, len(data.corpus)),
-        show_progress=show_progress,
-        backend_selection="numpy",
-    )
     ids = list(data.corpus)
-    return {
-        query: [(ids[row], score) for row, score in zip(hits, values, strict=True) if score > 0]
-        for query, hits, values in zip(data.queries, rows.tolist(), scores.tolist(), strict=True)
-    }
+    place = np.empty(len(ids), dtype=np.int64)  # of each passage among the sorted ids
+    place[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids))
+    ranking: Ranking = {}
+    questions = tokenize(list(data.queries.values()), return_ids=False)
+    for query, words in zip(data.queries, questions, strict=True):
+        scores = index.get_scores_from_ids(index.get_tokens_ids(words))
+        rows = _best(scores, place, depth)
+        found = scores[rows].tolist()
+        ranking[query] = [(ids[row], score) for row, score in zip(rows, found, strict=True)]
+    return ranking
+
+
+def _best(scores: NDArray[Any], place: NDArray[np.int64], depth: int) -> NDArray[np.int64]:
+    """The rows of the best positive scores [passages], ties by their places."""
+    rows = np.flatnonzero(scores > 0)
+    if len(rows) > depth:
+        last = np.partition(scores[rows], -depth)[-depth]
+        rows = rows[scores[rows] >= last]
+    return rows[np.lexsort((place[rows], -scores[rows]))][:depth]
