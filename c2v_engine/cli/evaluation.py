@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
-from c2v_engine.cli.app import app, fail
+from c2v_engine.cli.app import app
 from c2v_engine.cli.options import (
     BackendOption,
     DeviceOption,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from c2v_engine import Causal2Vec
     from c2v_engine.evaluation.beir import RetrievalData
     from c2v_engine.evaluation.retrieval import RetrievalReport, SystemResult
+    from c2v_engine.jobs.output import AtomicFile
 
 
 @app.command("eval")
@@ -42,7 +44,7 @@ def evaluate(
         str | None, typer.Option(help="Of the queries; else 'query' where the model has it.")
     ] = None,
     document_prompt_name: Annotated[
-        str | None, typer.Option(help="Of the passages; else 'document', where it has that.")
+        str | None, typer.Option(help="Of the passages; else 'document', 'passage' or 'corpus'.")
     ] = None,
     bm25: Annotated[bool, typer.Option("--bm25/--no-bm25", help="BM25 beside the model.")] = True,
     top_k: Annotated[int, typer.Option(min=100, help="Passages kept for a query.")] = 100,
@@ -60,19 +62,19 @@ def evaluate(
     run_file: Annotated[
         Path | None, typer.Option("--run", metavar="FILE", help="Write the model's TREC run.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Measure retrieval: nDCG@10, Recall@10 and @100, MRR@10."""
     from c2v_engine.jobs.interrupts import stop_signals
 
-    with stop_signals(lambda: "interrupted: nothing was written"):
+    outputs = _Outputs()
+    with stop_signals(outputs.interrupt), outputs:
         from c2v_engine.evaluation.beir import read_beir
-        from c2v_engine.evaluation.rankings import write_run
+        from c2v_engine.evaluation.rankings import check_run_ids, write_run
         from c2v_engine.evaluation.retrieval import EvaluationOptions, evaluate_retrieval
 
-        for path in (json_file, run_file):
-            if path is not None and not path.parent.is_dir():
-                fail(f"{path}: there is no folder {path.parent}")
+        outputs.open((json_file, run_file), overwrite=overwrite)
         options = EvaluationOptions(
             query_prompt_name=query_prompt_name,
             document_prompt_name=document_prompt_name,
@@ -83,24 +85,88 @@ def evaluate(
             show_progress=not quiet and sys.stderr.isatty(),
         )
         data = read_beir(directory, split)
+        if run_file is not None:
+            check_run_ids(run_file, (*data.queries, *data.corpus))
         if not ignore_identical_ids:
             _note_identical_ids(directory, data)
         with load_model(model, device, dtype, attention, devices) as engine:
             watch = _progress(engine, len(data.queries) + len(data.corpus), quiet)
             report = evaluate_retrieval(engine, data, options, watch=watch)
-        if run_file is not None:
-            write_run(report.model.ranking, run_file, tag=report.model.name)
-        if json_file is not None:
+        if not quiet:
+            _print_report(report)
+
+        def write_figures(file: IO[bytes]) -> None:
             text = json.dumps(report.as_dict(), indent=2, ensure_ascii=False, default=str)
-            json_file.write_text(text + "\n", encoding="utf-8")
-    if not quiet:
-        _print_report(report)
+            file.write(f"{text}\n".encode())
+
+        if json_file is not None:
+            outputs.write(json_file, write_figures)
+        if run_file is not None:
+            outputs.write(
+                run_file,
+                lambda file: write_run(report.model.ranking, file, tag=report.model.name),
+            )
+
+
+class _Outputs:
+    """Files that are opened before anything is computed, and appear whole or not at all."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, AtomicFile] = {}
+
+    def __enter__(self) -> _Outputs:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for file in self._files.values():
+            file.abandon()
+
+    def open(self, paths: tuple[Path | None, ...], *, overwrite: bool) -> None:
+        """Open those that are asked for.
+
+        Raises:
+            OutputError: one can not be written, or is named twice.
+        """
+        from c2v_engine.errors import OutputError
+        from c2v_engine.jobs.output import AtomicFile
+
+        for path in paths:
+            if path is None:
+                continue
+            file = AtomicFile(path, overwrite=overwrite)
+            if any(file.path == other.path for other in self._files.values()):
+                file.abandon()
+                raise OutputError(f"{path}: is named for two outputs")
+            self._files[path] = file
+
+    def write(self, path: Path, write: Callable[[IO[bytes]], None]) -> None:
+        """Write one and put it in its place.
+
+        Raises:
+            OutputError: it can not be written.
+        """
+        target = self._files[path]
+        try:
+            write(target.file)
+        except OSError as error:
+            raise target.failure(error) from error
+        target.commit()
+
+    def interrupt(self) -> str:
+        """Drop what is unfinished, just before the process ends; say what there is."""
+        written = [str(path) for path, file in list(self._files.items()) if not file.give_up()]
+        return f"interrupted: {', '.join(written) or 'nothing'} was written"
 
 
 def _note_identical_ids(directory: Path, data: RetrievalData) -> None:
-    if shared := len(data.queries.keys() & data.corpus.keys()):
-        many = f"{shared:,} queries have ids of passages"
-        ids = "1 query has the id of a passage" if shared == 1 else many
+    # A title may stand before the passage's text.
+    shared = sum(
+        query in data.corpus and data.corpus[query].endswith(text.strip())
+        for query, text in data.queries.items()
+    )
+    if shared:
+        many = f"{shared:,} queries have ids and texts of passages"
+        ids = "1 query has the id and the text of a passage" if shared == 1 else many
         note = f"{ids}; --ignore-identical-ids keeps a query from finding itself"
         print(f"note: {directory}: {note}", file=sys.stderr)
 

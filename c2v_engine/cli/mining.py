@@ -62,7 +62,7 @@ def mine(
         str | None, typer.Option(help="Else 'query', where the model has it.")
     ] = None,
     document_prompt_name: Annotated[
-        str | None, typer.Option(help="Else 'document', where the model has it.")
+        str | None, typer.Option(help="Else 'document', 'passage' or 'corpus', where it has one.")
     ] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",

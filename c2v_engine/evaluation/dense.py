@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # A chunk's embeddings and the scores of all queries with it stay well under a gigabyte.
 MAX_CHUNK_PASSAGES = 16_384
-MAX_CHUNK_SCORES = 64_000_000
+MAX_CHUNK_SCORES = 16_000_000
 
 
 class Embedder(Protocol):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 from c2v_engine.errors import InputError
 
@@ -24,19 +26,33 @@ def cut_ranking(ranking: Ranking, depth: int, *, ignore_identical_ids: bool) -> 
     }
 
 
-def write_run(ranking: Ranking, path: Path, tag: str) -> None:
-    """Write a TREC run: ``query-id Q0 corpus-id rank score tag``, ranks from 1.
+def check_run_ids(path: Path, ids: Iterable[str]) -> None:
+    """Check that a TREC run can hold some ids.
+
+    Args:
+        path: where the run will be, for messages.
+        ids: of queries and passages.
 
     Raises:
-        InputError: an id has white space in it, which the format can not hold.
+        InputError: one has white space in it.
+    """
+    for key in ids:
+        if len(key.split()) != 1:
+            raise InputError(f"{path}: a TREC run can not hold the id {key!r}: it has spaces")
+
+
+def write_run(ranking: Ranking, file: IO[bytes], tag: str) -> None:
+    """Write a TREC run: ``query-id Q0 corpus-id rank score tag``, ranks from 1.
+
+    Args:
+        ranking: with ids that ``check_run_ids`` takes.
+        file: takes UTF-8.
+        tag: the system's name; its spaces become ``_``.
+
+    Raises:
         OSError: the file can not be written.
     """
-    for query, hits in ranking.items():
-        for key in (query, *(passage for passage, _ in hits)):
-            if len(key.split()) != 1:
-                raise InputError(f"{path}: a TREC run can not hold the id {key!r}: it has spaces")
     tag = "_".join(tag.split())
-    with path.open("w", encoding="utf-8") as file:
-        for query, hits in ranking.items():
-            for rank, (passage, score) in enumerate(hits, start=1):
-                file.write(f"{query} Q0 {passage} {rank} {score:.9g} {tag}\n")
+    for query, hits in ranking.items():
+        for rank, (passage, score) in enumerate(hits, start=1):
+            file.write(f"{query} Q0 {passage} {rank} {score:.9g} {tag}\n".encode())

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from c2v_engine.evaluation.rankings import Ranking
 
 MIN_TOP_K = 100  # Recall@100 needs as many
+# Names of prompts as encode_query and encode_document try them.
+QUERY_PROMPTS = ("query",)
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 
 @dataclass(frozen=True)
@@ -196,10 +199,21 @@ def _model_name(model: Embedder) -> str:
 
 def _model_setting(model: Embedder, options: EvaluationOptions) -> dict[str, Any]:
     info = getattr(model, "info", None)
+    about = info() if callable(info) else None
     return {
         "similarity": "cosine",
-        "query_prompt_name": options.query_prompt_name,
-        "document_prompt_name": options.document_prompt_name,
+        "query_prompt": _prompt(model, about, options.query_prompt_name, QUERY_PROMPTS),
+        "document_prompt": _prompt(model, about, options.document_prompt_name, DOCUMENT_PROMPTS),
         "truncate_dim": options.truncate_dim,
-        "model": info() if callable(info) else None,
+        "model": about,
     }
+
+
+def _prompt(
+    model: Embedder, about: dict[str, Any] | None, given: str | None, tried: tuple[str, ...]
+) -> dict[str, Any] | None:
+    """The prompt that ``encode_query`` or ``encode_document`` takes; None where there is none."""
+    prompts: dict[str, str] = getattr(model, "prompts", None) or {}
+    default = (about or {}).get("default prompt", getattr(model, "default_prompt_name", None))
+    name = given or next((name for name in tried if name in prompts), default)
+    return None if name is None else {"name": name, "text": prompts.get(name)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from c2v_engine.evaluation.beir import read_beir
 from c2v_engine.evaluation.bm25 import rank_by_bm25
 from c2v_engine.evaluation.dense import rank_by_model
 from c2v_engine.evaluation.metrics import measure
-from c2v_engine.evaluation.rankings import cut_ranking, write_run
+from c2v_engine.evaluation.rankings import check_run_ids, cut_ranking, write_run
 from c2v_engine.evaluation.retrieval import EvaluationOptions, evaluate_retrieval
 
 # The same float64 sums in another order.
@@ -174,6 +175,17 @@ def test_bm25_gives_no_passage_to_a_query_without_a_known_word(data, queries, co
     assert [[key for key, _ in hits] for hits in rank_by_bm25(small, 100).values()] == expected
 
 
+def test_bm25_orders_equal_scores_by_id_where_it_cuts_too(data):
+    ids = [f"d{i:03}" for i in np.random.default_rng(0).permutation(300)]
+    corpus = {key: "sort list" if key < "d150" else "sort it now" for key in ids}
+    queries = {"q": "sort", "none": "unknown"}
+    found = rank_by_bm25(replace(data, queries=queries, corpus=corpus), 100)
+    assert [key for key, _ in found["q"]] == [f"d{i:03}" for i in range(150)][:100]
+    found = rank_by_bm25(replace(data, queries=queries, corpus=corpus), 200)
+    assert [key for key, _ in found["q"]] == [f"d{i:03}" for i in range(200)]
+    assert found["none"] == []
+
+
 def test_the_report_has_both_systems_and_every_kind(data):
     report = evaluate_retrieval(WordCounts(), data)
     assert [system.name for system in report.systems] == ["WordCounts", "BM25"]
@@ -222,14 +234,15 @@ def test_a_ranking_is_cut_after_own_ids_are_out():
 
 
 def test_a_run_is_written_in_trec_s_columns(tmp_path):
-    write_run({"q1": [("d2", 0.75), ("d1", 0.5)]}, tmp_path / "run", tag="my model")
+    with (tmp_path / "run").open("wb") as file:
+        write_run({"q1": [("d2", 0.75), ("d1", 0.5)]}, file, tag="my model")
     assert (tmp_path / "run").read_text() == "q1 Q0 d2 1 0.75 my_model\nq1 Q0 d1 2 0.5 my_model\n"
 
 
-def test_a_run_can_not_hold_ids_with_spaces(tmp_path):
-    with pytest.raises(InputError, match="can not hold the id 'd 2': it has spaces"):
-        write_run({"q1": [("d 2", 0.75)]}, tmp_path / "run", tag="x")
-    assert not (tmp_path / "run").exists()
+def test_a_run_can_not_hold_ids_with_spaces():
+    check_run_ids(Path("x.run"), ["d1", "ü"])
+    with pytest.raises(InputError, match=r"x\.run: .* can not hold the id 'd 2': it has spaces"):
+        check_run_ids(Path("x.run"), ["d1", "d 2"])
 
 
 @pytest.mark.parametrize(
