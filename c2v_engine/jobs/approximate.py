@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -43,15 +43,18 @@ class ApproximateIndex(EmbeddingIndex):
         self.path = path
         index_class = _usearch()
         about = _read_sidecar(path)
+        if _stamp(path) != about["graph"]:  # before a library maps what may be damaged
+            raise InputError(f"{path}: does not fit {sidecar(path).name}: run c2v index again")
         try:
             self._graph = index_class.restore(path, view=True)
         except (RuntimeError, ValueError, OSError) as error:
             raise InputError(f"{path}: not a readable index: {error}") from error
-        if self._graph is None or _stamp(path) != about["graph"]:
-            raise InputError(f"{path}: does not fit {sidecar(path).name}: run c2v index again")
+        if self._graph is None:
+            raise InputError(f"{path}: not a readable index")
         self.rows = about["rows"]
         self.about = about["about"]
-        self._source = Path(os.path.normpath(path.parent / about["source"]))
+        folder = os.path.dirname(os.path.realpath(path))
+        self._source = Path(os.path.normpath(os.path.join(folder, about["source"])))
         self._stamp = about["stamp"]
         self._vectors: VectorFile | None = None
 
@@ -82,12 +85,7 @@ class ApproximateIndex(EmbeddingIndex):
             rows[number, :count] = np.asarray(found.keys).astype(np.int64)
         return scores, rows
 
-    def ids(self, rows: Sequence[int]) -> list[str | int]:
-        """Give the ids of rows, from the file that was indexed.
-
-        Raises:
-            InputError: it is gone, or another stands in its place.
-        """
+    def _ids(self, rows: list[int]) -> list[str | int]:
         if self._vectors is None:
             if not self._source.is_file() or _stamp(self._source) != self._stamp:
                 state = "has changed" if self._source.is_file() else "is gone"
@@ -96,7 +94,7 @@ class ApproximateIndex(EmbeddingIndex):
                     "run c2v index again"
                 )
             self._vectors = open_vectors(self._source)
-        return self._vectors.ids([int(row) for row in rows])
+        return self._vectors.ids(rows)
 
 
 class IndexJob:

@@ -82,11 +82,15 @@ def unit_rows(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], int | N
     Returns:
         The rows, and the index of the first that is not finite, None where all are.
     """
-    norms = np.sqrt(np.einsum("ij,ij->i", values, values))
-    finite = np.isfinite(norms)
+    largest = np.maximum(values.max(axis=1), -values.min(axis=1))
+    finite = np.isfinite(largest)
     if not finite.all():
         return values, int(np.argmin(finite))
-    return values / np.maximum(norms, np.float32(1e-12))[:, None], None
+    # By the largest value first: squares of very large or small ones are no float32.
+    units = values / np.where(largest > 0, largest, np.float32(1))[:, None]
+    norms = np.sqrt(np.einsum("ij,ij->i", units, units))
+    units /= np.maximum(norms, np.float32(1))[:, None]
+    return units, None
 
 
 def _signs(block: NDArray[Any], dimension: int) -> NDArray[np.float32]:

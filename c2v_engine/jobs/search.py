@@ -32,7 +32,8 @@ class Nearest:
     Attributes:
         scores: float32 [vectors, k], cosine similarities. k is the number of rows where there are
             fewer than were asked for.
-        rows: int64 [vectors, k], row numbers of the index, from 0.
+        rows: int64 [vectors, k], row numbers of the index, from 0; -1 where an approximate search
+            found fewer than k.
     """
 
     scores: NDArray[np.float32]
@@ -140,9 +141,21 @@ class EmbeddingIndex(ABC):
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Search with unit vectors [vectors, dimension]; k is at most ``rows``."""
 
+    def ids(self, rows: Sequence[int] | NDArray[np.int64]) -> list[str | int]:
+        """Give the ids of rows; row numbers where ids were not kept.
+
+        Raises:
+            InputError: there is no such row, or the file with the ids is gone or has changed.
+        """
+        numbers = [int(row) for row in rows]
+        for number in numbers:
+            if not 0 <= number < self.rows:
+                raise InputError(f"{self.path}: has no row {number}, expected 0 to {self.rows - 1}")
+        return self._ids(numbers)
+
     @abstractmethod
-    def ids(self, rows: Sequence[int]) -> list[str | int]:
-        """Give the ids of rows; row numbers where ids were not kept."""
+    def _ids(self, rows: list[int]) -> list[str | int]:
+        """Give the ids of rows that there are."""
 
 
 class ExactIndex(EmbeddingIndex):
@@ -271,6 +284,5 @@ class ExactIndex(EmbeddingIndex):
             best.update(units @ rows.T, first)
         return best.result()
 
-    def ids(self, rows: Sequence[int]) -> list[str | int]:
-        """Give the ids of rows."""
-        return self._vectors.ids([int(row) for row in rows])
+    def _ids(self, rows: list[int]) -> list[str | int]:
+        return self._vectors.ids(rows)

@@ -62,6 +62,9 @@ class NpyVectors(VectorFile):
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{path}: not a readable .npy file: {one_line(error)}") from error
+        if not isinstance(array, np.ndarray):
+            array.close()
+            raise InputError(f"{path}: not a readable .npy file: it is a .npz archive")
         if array.ndim != 2 or array.shape[1] == 0:
             shape = list(array.shape)
             raise InputError(f"{path}: an array of shape {shape}, expected [rows, columns]")

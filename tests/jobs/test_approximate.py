@@ -73,6 +73,30 @@ def test_the_files_may_move_together_but_not_change(tmp_path):
         EmbeddingIndex.open(moved).ids([3])
 
 
+def test_ids_are_found_where_the_index_is_reached_by_a_link(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    source = write_index(tmp_path / "a" / "i.parquet", gaussian(50, 8))
+    build(source, tmp_path / "a" / "b" / "i.usearch")
+    (tmp_path / "i.usearch").symlink_to(tmp_path / "a" / "b" / "i.usearch")
+    (tmp_path / "i.usearch.json").symlink_to(tmp_path / "a" / "b" / "i.usearch.json")
+    (tmp_path / "linked").symlink_to(tmp_path / "a" / "b")
+    for name in ("i.usearch", "linked/i.usearch"):
+        assert EmbeddingIndex.open(tmp_path / name).ids([3]) == [3]
+
+
+def test_a_graph_that_has_changed_is_not_even_mapped(tmp_path, monkeypatch):
+    path = tmp_path / "i.usearch"
+    build(write_index(tmp_path / "i.npy", gaussian(200, 8)), path)
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+
+    def mapped(*arguments, **options):
+        raise AssertionError("mapped")
+
+    monkeypatch.setattr("usearch.index.Index.restore", mapped)
+    with pytest.raises(InputError, match=r"does not fit i\.usearch\.json: run c2v index again"):
+        EmbeddingIndex.open(path)
+
+
 def test_an_index_that_exists_is_kept_unless_replaced(tmp_path):
     source = write_index(tmp_path / "i.npy", gaussian(50, 8))
     build(source, tmp_path / "i.usearch")

@@ -92,6 +92,17 @@ def test_rows_are_scaled_and_a_row_of_zeros_scores_zero(tmp_path):
     np.testing.assert_allclose(found.scores, [[2**-0.5, 0, 0]], atol=1e-7)
 
 
+def test_rows_of_any_magnitude_have_their_cosines(tmp_path):
+    directions = gaussian(4, 8)
+    sizes = np.array([1e20, 1e-14, 1e-30, 3e37], dtype=np.float32)
+    index = EmbeddingIndex.open(write_index(tmp_path / "i.npy", directions * sizes[:, None]))
+    for size in (1.0, 1e20, 1e-20):
+        found = index.search(directions * np.float32(size), 4)
+        scores, rows = by_full_sort(directions, directions, 4)
+        np.testing.assert_array_equal(found.rows, rows)
+        np.testing.assert_allclose(found.scores, scores, rtol=0, atol=1e-6)  # float32 sums of 8
+
+
 def test_ids_come_from_the_row_groups_that_hold_them(tmp_path):
     vectors = gaussian(100, 4)
     path = tmp_path / "i.parquet"
@@ -102,6 +113,14 @@ def test_ids_come_from_the_row_groups_that_hold_them(tmp_path):
         assert index.ids([99, 0, 7, 7]) == ["k99", "k0", "k7", "k7"]
         found = index.search(vectors[42], 1)
         assert index.ids(found.rows[0]) == ["k42"]
+
+
+@pytest.mark.parametrize("extension", [".parquet", ".npy"])
+def test_rows_that_there_are_not_have_no_ids(tmp_path, extension):
+    index = EmbeddingIndex.open(write_index(tmp_path / f"i{extension}", gaussian(5, 4)))
+    for row in (-1, 5):
+        with pytest.raises(InputError, match=f"has no row {row}, expected 0 to 4"):
+            index.ids([0, row])
 
 
 def test_the_index_is_never_held_whole(tmp_path, monkeypatch):
@@ -232,6 +251,8 @@ def test_what_is_no_index_is_refused(tmp_path):
     (tmp_path / "folder.npy").mkdir()
     np.save(tmp_path / "flat.npy", np.ones(4, np.float32))
     np.save(tmp_path / "double.npy", np.ones((2, 4)))
+    np.savez(tmp_path / "several.npz", a=np.ones((2, 4), np.float32))
+    (tmp_path / "several.npz").rename(tmp_path / "several.npy")
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "texts.parquet")
     lists = pa.array([[1.0], [1.0, 2.0]], pa.list_(pa.float32()))
@@ -248,6 +269,7 @@ def test_what_is_no_index_is_refused(tmp_path):
         "flat.npy": r"an array of shape \[4\]",
         "double.npy": "embeddings of float64, expected one of float32",
         "objects.npy": "not a readable .npy file",
+        "several.npy": r"not a readable \.npy file: it is a \.npz archive",
         "texts.parquet": "the columns are text, expected id and embedding",
         "ragged.parquet": "expected lists of one fixed size",
         "null.parquet": "an embedding is null",
