@@ -185,7 +185,7 @@ class MineJob:
                 compared.
 
         Raises:
-            InputError: a text can not be embedded. Nothing is written.
+            InputError: a text can not be embedded, or no pair gets a negative. Nothing is written.
             OutputError: the output can not be written, for example on a full disk.
         """
         assert self._target is not None
@@ -208,6 +208,7 @@ class MineJob:
         if (len(queries), len(documents)) != (len(self._sets.queries), len(self._sets.documents)):
             raise InputError(f"{self.source}: has changed while it was read")
         mined = self._choose(queries, documents, progress or Progress())
+        self._refuse_nothing(mined)
         with self._disk_errors():
             rows = self._pairs.copy(
                 self._target, lambda row: texts.read(mined.chosen[row][mined.chosen[row] >= 0])
@@ -216,6 +217,18 @@ class MineJob:
             raise InputError(f"{self.source}: has changed while it was read")
         size = self._target.commit()
         return self._report(mined, str(about["model"]), time.perf_counter() - start, size)
+
+    def _refuse_nothing(self, mined: Mined) -> None:
+        if (mined.chosen >= 0).any():
+            return
+        kept, rules = self._sets.mined, self.options.rules
+        there = int(mined.had_candidates[kept].sum())
+        pairs, candidates = int(kept.sum()), int(self._sets.candidate.sum())
+        raise InputError(
+            f"{self.source}: no negative was found: of {pairs:,} pairs with {candidates:,} "
+            f"candidates, {pairs - there:,} have none from rank {rules.range_min} on "
+            f"(--range-min) and {there:,} none within margins and scores"
+        )
 
     def _choose(self, queries: VectorStore, documents: VectorStore, progress: Progress) -> Mined:
         start, total, done = time.perf_counter(), len(queries), 0

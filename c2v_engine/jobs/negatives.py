@@ -56,6 +56,8 @@ class NegativeRules:
                 raise InputError(f"{name} is {value}, expected a number of at least 0")
         if self.sampling not in ("top", "random"):
             raise InputError(f"sampling is {self.sampling!r}, expected 'top' or 'random'")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}, expected at least 0")
 
     def limits(self, positive_scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """What negatives must stay below or at, float32 [pairs], by the score of each positive."""

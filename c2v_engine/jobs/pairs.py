@@ -124,7 +124,7 @@ class JsonLinesPairs(PairFile):
                     continue
                 start = line.data.strip()[:-1].rstrip()
                 if row.pop(NEGATIVE, self) is not self:
-                    start = json.dumps(row).encode()[:-1]
+                    start = _as_json(row)[:-1]
                 for text in chosen:
                     value = json.dumps(text, ensure_ascii=False).encode()
                     target.file.write(start + b', "negative": ' + value + b"}\n")
@@ -193,6 +193,13 @@ class ParquetPairs(PairFile):
         if held:
             writer.write_table(pa.Table.from_batches(held, schema))
         return done
+
+
+def _as_json(row: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half a character, which only an escape can hold
+        return json.dumps(row).encode()
 
 
 def open_pairs(

@@ -106,6 +106,11 @@ def test_negatives_are_those_of_a_full_sort(tmp_path_factory, data):
         for name in ("_QUERY_ROWS", "_CANDIDATE_ROWS", "_PAIR_ROWS"):
             patch.setattr(hard_negatives, name, data.draw(st.integers(1, 40), label=name))
         path = None if corpus is None else folder / "corpus.txt"
+        if not expected(pairs, rules, corpus):
+            with pytest.raises(InputError, match="no negative was found"):
+                mine(source, folder / "o.jsonl", rules, corpus=path)
+            assert not (folder / "o.jsonl").exists()
+            return
         report = mine(source, folder / "o.jsonl", rules, corpus=path, overwrite=True)
     found = [
         (row["query"], row["positive"], row["negative"]) for row in rows_of(folder / "o.jsonl")
@@ -230,6 +235,17 @@ def test_negatives_that_exist_are_refused_or_replaced_once_a_pair(tmp_path):
         assert {row["negative"] for row in found} <= {f"p{i}" for i in range(5)}
 
 
+def test_rows_that_lose_old_negatives_keep_their_letters(tmp_path):
+    lines = ['{"query": "ü", "positive": "é", "negative": "x"}', '{"query": "q", "positive": "p"}']
+    source = tmp_path / "in.jsonl"
+    half = '{"query": "h", "positive": "r", "negative": "x", "n": "\\ud800ü"}'  # no valid text
+    source.write_text("\n".join([*lines, half]) + "\n")
+    mine(source, tmp_path / "o.jsonl", overwrite_negatives=True)
+    written = (tmp_path / "o.jsonl").read_text()
+    assert '{"query": "ü", "positive": "é", "negative"' in written
+    assert r'"n": "\ud800\u00fc"' in written
+
+
 def test_prompts_are_those_of_queries_and_documents(tmp_path):
     source = put(tmp_path / "in.jsonl", some_pairs(3))
     for prompts, used in [
@@ -331,11 +347,17 @@ def test_the_summary_counts_and_averages(tmp_path):
     assert report.negative_score == pytest.approx(np.mean(negatives), abs=1e-6)
     assert (report.candidates, report.model) == (30, "fake")
     assert report.size == (tmp_path / "o.jsonl").stat().st_size
-    few = mine(source, tmp_path / "none.jsonl", NegativeRules(1, 29, 40))
-    assert (few.negatives, few.without_candidates, few.negative_score) == (0, 30, None)
-    assert (tmp_path / "none.jsonl").read_text() == ""
-    near = mine(source, tmp_path / "near.jsonl", NegativeRules(1, 0, 9, absolute_margin=2.0))
-    assert (near.negatives, near.too_near, near.by_count) == (0, 30, {0: 30})
+
+
+def test_mining_that_finds_nothing_writes_nothing_and_counts_why(tmp_path):
+    source = put(tmp_path / "in.jsonl", some_pairs(30))
+    for rules, reason in [
+        (NegativeRules(1, 29, 40), r"30 have none from rank 29 on \(--range-min\) and 0 none"),
+        (NegativeRules(1, 0, 9, absolute_margin=2.0), "0 have none from rank 0 on .* and 30 none"),
+    ]:
+        with pytest.raises(InputError, match=f"of 30 pairs with 30 candidates, {reason}"):
+            mine(source, tmp_path / "o.jsonl", rules)
+        assert os.listdir(tmp_path) == ["in.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -347,6 +369,7 @@ def test_the_summary_counts_and_averages(tmp_path):
         {"relative_margin": -0.1},
         {"absolute_margin": float("nan")},
         {"sampling": "best"},
+        {"seed": -1},
     ],
 )
 def test_rules_that_can_not_be_are_refused(wrong):
