@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from c2v_engine.errors import OutputError, TextError
 from c2v_engine.jobs.duplicates import DuplicateCounter
 from c2v_engine.jobs.feed import TextFeed
+from c2v_engine.jobs.maker import stored_name
 from c2v_engine.jobs.output import AtomicFile, check_place
 from c2v_engine.jobs.progress import Progress, Snapshot, ticking
 from c2v_engine.jobs.readers import Reader, open_reader
@@ -293,7 +294,7 @@ class EncodeJob:
         if prompt_name is None and options.prompt is None:
             prompt_name = about["default prompt"]
         return {
-            "model": str(about["model"]),
+            "model": stored_name(about),
             "fingerprint": about.get("fingerprint"),
             "id_column": self.id_column,
             "prompt_name": prompt_name,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from c2v_engine.errors import InputError, TextError
 from c2v_engine.jobs.decoding import RANGED
+from c2v_engine.jobs.maker import check_maker
 from c2v_engine.jobs.readers import open_reader
 from c2v_engine.jobs.search import EmbeddingIndex, ExactIndex
 
@@ -65,14 +66,7 @@ def check_model(index: EmbeddingIndex, model: Questioner) -> None:
     Raises:
         InputError: another one made it. An index that does not say which is taken as it is.
     """
-    made_by, asked = index.about.get("fingerprint"), model.info().get("fingerprint")
-    if None in (made_by, asked) or made_by == asked:
-        return
-    raise InputError(
-        f"{index.path}: was made by the model {index.about.get('model')!r} (fingerprint "
-        f"{made_by}), the questions would be embedded by {model.info()['model']!r} ({asked}): give "
-        "the first by --model, or pass --force"
-    )
+    check_maker(index.path, index.about, model.info())
 
 
 def ask(

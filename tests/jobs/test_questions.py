@@ -79,6 +79,44 @@ def test_another_model_is_refused_and_both_are_named(tmp_path):
     check_model(encoded(tmp_path, "o.npy"), Engine(fingerprint="other"))  # .npy does not say
 
 
+def test_a_local_model_is_kept_by_its_whole_path_and_the_packaged_one_by_none(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("default", "mine", "package"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "in.txt").write_text("one\n")
+    output = tmp_path / "o.parquet"
+    for name, directory, kept in [
+        ("mine", "mine", str(tmp_path / "mine")),
+        ("someone/model", "package", "someone/model"),
+        ("default", "package", None),
+        ("default", "default", str(tmp_path / "default")),  # a folder that happens to be named so
+    ]:
+        engine = Engine()
+        engine.about |= {"model": name, "directory": directory}
+        with EncodeJob(tmp_path / "in.txt", output, overwrite=True) as job:
+            job.run(engine)
+        assert EmbeddingIndex.open(output).about["model"] == kept
+
+
+@pytest.mark.parametrize(
+    ("made", "asked", "way"),
+    [
+        (None, "default", "the default model .* is another now .* embed again with this release"),
+        (None, "a/b", "the questions would be embedded by the model 'a/b' .*: leave --model out"),
+        ("a/b", "default", "embedded by the default model .*: give --model a/b"),
+        ("a/b", "a/b", r"the model 'a/b' \(fingerprint f\), which is another now .* embed again,"),
+    ],
+)
+def test_a_refusal_says_what_to_do(tmp_path, made, asked, way):
+    path = write_index(tmp_path / "o.parquet", vectors(TEXTS), model=made)
+    engine = Engine(fingerprint="other")
+    engine.about["model"] = asked
+    with pytest.raises(InputError, match=way):
+        check_model(EmbeddingIndex.open(path), engine)
+
+
 def test_a_model_of_another_dimension_is_refused_before_it_embeds(tmp_path):
     index = EmbeddingIndex.open(
         write_index(tmp_path / "o.parquet", np.ones((3, DIMENSION + 1), np.float32))
