@@ -77,6 +77,7 @@ def ask(
     *,
     prompt_name: str | None = None,
     prompt: str | None = None,
+    first: int = 0,
 ) -> list[list[Hit]]:
     """Find the nearest rows of every question.
 
@@ -87,6 +88,7 @@ def ask(
         k: rows for each.
         prompt_name: of the model's prompts; ``query`` where it has that and nothing is given.
         prompt: a prompt given as it is.
+        first: how many questions came before these, for messages.
 
     Raises:
         InputError: model and index do not fit, a question can not be embedded, or the index is
@@ -104,7 +106,7 @@ def ask(
         )
         vectors = np.concatenate(list(blocks))
     except TextError as error:
-        raise InputError(f"question {error.row + 1}: {error.reason}") from error
+        raise InputError(f"question {first + error.row + 1}: {error.reason}") from error
     nearest = index.search(vectors, k)
     found = [int(row) for row in nearest.rows.reshape(-1) if row >= 0]
     ids = dict(zip(found, index.ids(found), strict=True))
@@ -116,6 +118,21 @@ def ask(
         ]
         for scores, rows in zip(nearest.scores, nearest.rows, strict=True)
     ]
+
+
+def check_texts(
+    source: str | os.PathLike[str], *, column: str | None = None, id_column: str | None = None
+) -> None:
+    """Check, by its first row, that texts can be found in a file; the options are ``find_texts``'.
+
+    Raises:
+        InputError: the file or its first row can not be read, or it is no file that can be read
+            again.
+    """
+    with open_reader(source, column, id_column) as reader:
+        if not os.path.isfile(source):
+            raise InputError(f"{source}: not a regular file, which can be read several times")
+        next(iter(reader), None)
 
 
 def find_texts(

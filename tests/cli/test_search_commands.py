@@ -137,6 +137,10 @@ def test_another_model_is_refused_unless_forced(capsys, tmp_path, folder):
         (["o.parquet", "x", "--prompt-name", "none"], "prompt_name is 'none'"),
         (["o.parquet", "x", "--texts", "o.npy"], "unknown extension '.npy'"),
         (["o.parquet", "x", "--texts", "in.jsonl"], "no column 'text'"),
+        (["o.parquet", "x", "--column", "body"], "--column is of the file that --texts names"),
+        (["o.parquet", "x", "--id-column", "key"], "--id-column is of the file that --texts"),
+        (["o.parquet", "x", "--prompt", "a", "--prompt-name", "query"], "expected one of them"),
+        (["o.parquet", "x", "--truncate-dim", "32"], "states all dimensions, not 32"),
         (["o.npy", "x", "--precision", "int8"], "precision int8 is asked for"),
         (["o.parquet"], "Missing argument 'QUESTION...'"),
         (["o.parquet", "x", "-k", "0"], "Invalid value for '--top-k'"),
@@ -147,6 +151,56 @@ def test_mistakes_are_one_line(capsys, monkeypatch, folder, arguments, reason):
     code, out, err = c2v(capsys, "search", *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert reason in err
+
+
+def test_what_can_be_checked_without_a_model_is(capsys, monkeypatch, tmp_path, folder):
+    other = tmp_path / "other"
+    Causal2Vec.from_pretrained(device="cpu").save_pretrained(other)
+    with (other / "decoder" / "tokenizer.json").open("a") as file:
+        file.write(" ")
+
+    def loaded(*arguments, **options):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(Causal2Vec, "from_pretrained", loaded)
+    for options, reason in [
+        (["--texts", folder / "none.jsonl"], "none.jsonl: no such file"),
+        (["--texts", folder / "in.jsonl"], "no column 'text'"),
+        (["--model", other], "was made by the default model"),
+    ]:
+        code, _, err = c2v(capsys, "search", folder / "o.parquet", "x", *options)
+        assert code == 2
+        assert reason in err
+
+
+def test_questions_are_answered_in_blocks_as_they_come(capsys, monkeypatch, folder):
+    whole = c2v(capsys, "search", folder / "o.parquet", *"abcde", "-k", 1)[1]
+    monkeypatch.setattr("c2v_engine.cli.search.BLOCK_QUESTIONS", 2)
+    arguments = ["search", folder / "o.parquet", "a", "-", "-k", 1]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("b\nc\nd\ne\n"))
+    code, out, err = c2v(capsys, *arguments)
+    assert (code, out, err) == (0, whole, "")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("b\nc\n\ne\n"))
+    code, out, err = c2v(capsys, *arguments)
+    assert (code, err) == (2, "error: question 4 is empty, expected a text\n")
+    assert out.count("\n\n") == 1  # the first block is out
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    code, out, err = c2v(capsys, "search", folder / "o.parquet", "-")
+    assert (code, err) == (2, "error: no questions: standard input is empty\n")
+
+
+def test_what_is_printed_can_not_move_the_cursor(capsys, tmp_path):
+    row = {"key": "k\x1b[2J\x9b", "text": "a\x1b[31m text\x07\nb"}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
+    output = tmp_path / "o.parquet"
+    c2v(capsys, "encode", tmp_path / "in.jsonl", "-o", output, "--id-column", "key", "-q")
+    arguments = ["search", output, "q\x1b[1m", "--texts", tmp_path / "in.jsonl"]
+    code, out, _ = c2v(capsys, *arguments)
+    assert code == 0
+    assert not set(out) & {"\x1b", "\x07", "\x9b"}
+    assert "k\N{REPLACEMENT CHARACTER}[2J" in out
+    (hit,) = json.loads(c2v(capsys, *arguments, "--json")[1])["hits"]
+    assert (hit["id"], hit["text"]) == (row["key"], row["text"])
 
 
 def test_a_model_that_is_gone_is_said_with_the_index(capsys, tmp_path, folder):

@@ -132,6 +132,8 @@ def test_a_model_of_another_dimension_is_refused_before_it_embeds(tmp_path):
 def test_a_question_that_can_not_be_embedded_is_named(tmp_path):
     with pytest.raises(InputError, match="question 2: its embedding is not finite"):
         ask(encoded(tmp_path, "o.npy"), Engine(), ["x", "refused"], 1)
+    with pytest.raises(InputError, match="question 12: its embedding is not finite"):
+        ask(encoded(tmp_path, "p.npy"), Engine(), ["x", "refused"], 1, first=10)
 
 
 def test_levels_of_an_npy_are_read_by_the_model_s_ranges(tmp_path):
