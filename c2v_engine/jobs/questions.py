@@ -129,9 +129,9 @@ def check_texts(
         InputError: the file or its first row can not be read, or it is no file that can be read
             again.
     """
+    if os.path.exists(source) and not (os.path.isfile(source) or os.path.isdir(source)):
+        raise InputError(f"{source}: not a regular file, which can be read several times")
     with open_reader(source, column, id_column) as reader:
-        if not os.path.isfile(source):
-            raise InputError(f"{source}: not a regular file, which can be read several times")
         next(iter(reader), None)
 
 

@@ -1,6 +1,7 @@
 """From questions to rows: the model must be the index's, and texts are found where they are."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from index_files import quantize, ranges_of, write_index
 
 from c2v_engine.errors import InputError
 from c2v_engine.jobs.encode import EncodeJob, EncodeOptions
-from c2v_engine.jobs.questions import ask, check_model, find_texts
+from c2v_engine.jobs.questions import ask, check_model, check_texts, find_texts
 from c2v_engine.jobs.search import EmbeddingIndex
 
 TEXTS = [f"text {i}" for i in range(50)]
@@ -194,3 +195,13 @@ def test_a_text_that_is_not_there_is_an_error(tmp_path, id_column, reason):
     path = put(tmp_path, [{"id": "k0", "text": "t0"}])
     with pytest.raises(InputError, match=reason):
         find_texts(path, {9: "k9"}, id_column=id_column)
+
+
+def test_texts_are_checked_by_their_first_row(tmp_path):
+    path = put(tmp_path, [{"id": "k0", "text": "t0"}])
+    check_texts(path, id_column="id")
+    with pytest.raises(InputError, match="no column 'key'"):
+        check_texts(path, id_column="key")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(InputError, match="not a regular file"):
+        check_texts(tmp_path / "pipe.jsonl")
