@@ -55,7 +55,7 @@ def test_encode_writes_what_the_engine_computes(capsys, tmp_path, source, engine
     np.testing.assert_allclose(found, expected, atol=1e-5)
     about = json.loads(table.schema.metadata[b"c2v"])
     assert about == {
-        "model": "default",
+        "model": None,
         "fingerprint": engine.info()["fingerprint"],
         "id_column": "key",
         "prompt_name": "query",
