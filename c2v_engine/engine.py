@@ -53,7 +53,7 @@ class Causal2Vec:
         name: as it was asked for.
         runner: embeds texts with it, here or in other processes.
         placement: where and how it computes.
-        fingerprint: of the files that were loaded.
+        fingerprint: of the files that were loaded; None where there were none.
 
     Attributes:
         config: the checkpoint's ``config.json``.
@@ -68,7 +68,7 @@ class Causal2Vec:
         name: str,
         runner: Runner,
         placement: Placement,
-        fingerprint: str,
+        fingerprint: str | None = None,
     ) -> None:
         self._fingerprint = fingerprint
         self._description = description
