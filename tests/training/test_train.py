@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from shutil import copytree, rmtree
+from shutil import copytree, ignore_patterns, rmtree
 
 import numpy as np
 import pytest
@@ -232,7 +232,7 @@ def test_a_quiet_run_says_nothing(tmp_path, checkpoint, capfd):
 
 def test_two_processes_train_one_model(tmp_path, checkpoint):
     path = write_run(tmp_path, checkpoint(), steps=3)
-    command = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m"]
+    command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     result = subprocess.run(
         [sys.executable, "-m", *command, "c2v_engine", "train", str(path), "--quiet"],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -261,10 +261,12 @@ def test_a_run_that_failed_on_its_data_can_be_started_again(tmp_path, checkpoint
     assert run(tmp_path, checkpoint(), steps=1).pairs == 4
 
 
-def test_bad_rows_stop_a_run_before_the_model_is_opened(tmp_path):
+def test_bad_rows_stop_a_run_before_the_model_is_opened(tmp_path, checkpoint):
+    model = tmp_path / "model"
+    copytree(checkpoint(), model, ignore=ignore_patterns("*.safetensors"))
     write_jsonl(tmp_path / "pairs.jsonl", [*pairs(3), {"query": "", "positive": "x"}])
     with pytest.raises(InputError, match="line 4: column 'query' is empty"):
-        run(tmp_path, tmp_path / "there is no model here")
+        run(tmp_path, model)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, checkpoint):
@@ -275,10 +277,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, checkpoint):
 def test_a_text_that_makes_the_loss_nan_is_named(tmp_path, checkpoint):
     model = tmp_path / "model"
     copytree(checkpoint(), model)
-    reference = Causal2VecReference.from_pretrained(model)
-    (token,) = set(reference.decoder_tokenizer("password")["input_ids"]).difference(
-        *(reference.decoder_tokenizer(topic)["input_ids"] for topic in ("how to open", "file"))
-    ) or [None]
+    tokenize = Causal2VecReference.from_pretrained(model).decoder_tokenizer
+    others = [text for row in pairs(6) for text in row.values()] + ["a is needed", "Ask for it."]
+    token = max(set(tokenize(" password").input_ids).difference(*tokenize(others).input_ids))
     state = load_file(model / "decoder" / "model.safetensors")
     state["embed_tokens.weight"][token] = float("nan")
     save_file(state, model / "decoder" / "model.safetensors", metadata={"format": "pt"})
