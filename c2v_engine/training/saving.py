@@ -77,9 +77,9 @@ def _save_adapter(decoder: Any, folder: Path, base: str) -> None:
 
 
 def _save_part(part: Any, folder: Path, dtype: torch.dtype) -> None:
-    state = _weights(part, dtype)
-    saved_dtype, part.config.dtype = part.config.dtype, dtype
-    try:
-        part.save_pretrained(str(folder), state_dict=state)
-    finally:
-        part.config.dtype = saved_dtype
+    part.save_pretrained(str(folder), state_dict=_weights(part, dtype))
+    # transformers notes the dtype in memory, not that of the weights it was given.
+    path = folder / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["dtype"] = str(dtype).removeprefix("torch.")
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

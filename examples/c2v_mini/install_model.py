@@ -34,7 +34,10 @@ def read_results(folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for path in sorted(folder.glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
-        facts = {key: report[key] for key in ("queries", "passages")}
+        these = {key: report[key] for key in ("queries", "passages")}
+        if facts not in ({}, these):
+            raise SystemExit(f"{path}: was measured on other data than the rest")
+        facts = these
         for system in report["systems"]:
             name = "BM25" if system["name"] == "BM25" else path.stem
             kinds = {
@@ -89,6 +92,10 @@ def main() -> int:
     results = read_results(runs / "eval")
     model = runs / "c2v-mini" / "model"
     results["weights"] = fingerprints(model)
+    if not results["weights"]:
+        raise SystemExit(f"{model}: holds no weights")
+    if target.exists() and not (target / "config.json").is_file():
+        raise SystemExit(f"{target}: is no model, and is left alone")
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(model, target)
     for path in target.rglob("*.safetensors"):

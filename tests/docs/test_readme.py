@@ -47,7 +47,7 @@ def test_the_python_snippets_run_and_print_what_is_shown(capsys, monkeypatch):
     ]
     # The default model runs in bfloat16 or float32, as the CPU can.
     assert np.abs(numbers[0] - numbers[1]).max() < 0.02
-    assert printed.splitlines()[-2:] == ["20000", "(2, 256)"]
+    assert printed.splitlines()[-2:] == ["20000", "(2, 512)"]
 
 
 def test_the_commands_shown_exist():

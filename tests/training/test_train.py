@@ -123,6 +123,8 @@ def test_bfloat16_checkpointing_caching_and_negatives_train_together(tmp_path, c
     assert weights(report.model, "encoder")["embeddings.word_embeddings.weight"].dtype == (
         torch.bfloat16
     )
+    config = json.loads((report.model / "encoder" / "config.json").read_text())
+    assert config["dtype"] == "bfloat16"
 
 
 def test_an_adapter_is_trained_further(tmp_path, checkpoint):
