@@ -56,6 +56,13 @@ def make_loss(config: TrainConfig, model: Any, processes: int) -> Any:
     )
 
 
+def on_cpu(config: TrainConfig) -> bool:
+    """Whether a run computes on the CPU: it asks for that, or there is nothing else."""
+    import torch
+
+    return config.device == "cpu" or not torch.accelerator.is_available()
+
+
 def make_arguments(config: TrainConfig, output: Path, prompts: Prompts, quiet: bool) -> Any:
     """Make the trainer's arguments.
 
@@ -93,10 +100,10 @@ def make_arguments(config: TrainConfig, output: Path, prompts: Prompts, quiet: b
         save_strategy="no" if config.save_steps is None else "steps",
         save_steps=config.save_steps or 500,
         save_total_limit=config.save_total_limit,
-        use_cpu=config.device == "cpu",
+        use_cpu=on_cpu(config),
         report_to="none",
         disable_tqdm=quiet,
-        dataloader_pin_memory=config.device != "cpu",
+        dataloader_pin_memory=not on_cpu(config),
     )
     # Several visible GPUs would make one process wrap the model in DataParallel, which sums other
     # losses: a process trains on one, and accelerate starts several.

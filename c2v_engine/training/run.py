@@ -15,6 +15,7 @@ from c2v_engine.training.arguments import (
     make_arguments,
     make_loss,
     make_prompts,
+    on_cpu,
     resolve_prompt,
 )
 from c2v_engine.training.config import TrainConfig
@@ -78,7 +79,7 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     from accelerate import PartialState
 
     output = Path(config.output)
-    process = PartialState(cpu=config.device == "cpu")
+    process = PartialState(cpu=on_cpu(config))
     check_output(output, resume)
     process.wait_for_everyone()  # nobody looks at what another one writes
     named = Causal2VecConfig.load(config.model).prompts
@@ -175,7 +176,7 @@ def _make_trainer(
         names = [f"model.0.{name}" for name, _ in module.named_parameters()]
         if not any(re.search(pattern, name) for name in names):
             raise ConfigError(f"learning_rates: {pattern!r} matches no parameter of the model")
-    device = "cpu" if config.device == "cpu" else None
+    device = "cpu" if on_cpu(config) else None
     model = SentenceTransformer(modules=[module], device=device)
     return Causal2VecTrainer(
         model=model,

@@ -127,6 +127,11 @@ def test_bfloat16_checkpointing_caching_and_negatives_train_together(tmp_path, c
     assert config["dtype"] == "bfloat16"
 
 
+def test_it_finds_its_device_by_itself(tmp_path, checkpoint):
+    report = run(tmp_path, checkpoint(), steps=1, device="auto", dtype="bfloat16")
+    assert np.isfinite(report.loss)
+
+
 def test_an_adapter_is_trained_further(tmp_path, checkpoint):
     first = run(tmp_path, checkpoint(), steps=2, lora={"r": 4, "alpha": 8})
     again = tmp_path / "again"
