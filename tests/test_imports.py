@@ -59,7 +59,7 @@ def test_the_public_name_embeds_without_any_optional_package():
         "from c2v_engine import Causal2Vec\n"
         "import c2v_engine.engine\n"
         "assert Causal2Vec is c2v_engine.engine.Causal2Vec\n"
-        "assert Causal2Vec.from_pretrained(device='cpu').encode('one text').shape == (256,)"
+        "assert Causal2Vec.from_pretrained(device='cpu').encode('one text').shape == (512,)"
     )
     assert {"torch", "transformers"} <= loaded
     assert not loaded & {"peft", "sentence_transformers", "flash_attn", "pyarrow"}

@@ -128,14 +128,14 @@ _MODELS = (
     ModelShape("llama-130m", DecoderSizes("llama", 32768, 768, 3072, 12, 12, 4)),
     ModelShape(
         "tiny-mistral",
-        DecoderSizes("mistral", 4096, 64, 160, 3, 4, 2),
-        EncoderSizes(4096, 48, 96, 2, 4),
+        DecoderSizes("mistral", 8192, 64, 160, 3, 4, 2),
+        EncoderSizes(8192, 48, 96, 2, 4),
         64,
     ),
     ModelShape(
         "tiny-qwen2",
-        DecoderSizes("qwen2", 4352, 48, 128, 2, 3, 1, 1e6, 1e-6),
-        EncoderSizes(4096, 32, 64, 2, 2),
+        DecoderSizes("qwen2", 8448, 48, 128, 2, 3, 1, 1e6, 1e-6),
+        EncoderSizes(8192, 32, 64, 2, 2),
         32,
     ),
 )

@@ -182,6 +182,8 @@ class TrainConfig:
         for name in ("weight_decay", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, expected 0 or more")
+        if self.seed >= 2**32 or not math.isfinite(self.weight_decay):
+            raise ConfigError("seed must be below 2^32, and weight_decay finite")
         for pattern, rate in self.learning_rates.items():
             _check_pattern(pattern, rate)
         if self.batch_size < 2:
@@ -264,7 +266,7 @@ def _check_pattern(pattern: str, rate: float) -> None:
         raise ConfigError(
             f"learning_rates: {pattern!r} is no regular expression: {error}"
         ) from None
-    if not rate >= 0:
+    if not 0 <= rate < math.inf:
         raise ConfigError(f"learning_rates.{pattern} is {rate!r}, expected 0 or more")
 
 

@@ -55,9 +55,12 @@ def read_data_set(config: DataConfig, folder: Path) -> DataSet:
     columns: tuple[str, ...] | None = None
     bad: list[str] = []
     digest = blake2b(digest_size=16)
+    distinct: dict[str, set[str]] = {column: set() for column in REQUIRED}
     rows = found = 0
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name}.arrow"
+    # Beside its place first: another process may have the old file mapped.
+    beside = folder / f"{name}.arrow.new"
     writer = None
     try:
         for block in _blocks(islice(read_rows(path, COLUMNS), config.max_rows)):
@@ -70,9 +73,12 @@ def read_data_set(config: DataConfig, folder: Path) -> DataSet:
             if bad:
                 continue
             table = pa.table({column: [row.values[column] for row in block] for column in columns})
-            writer = writer or pa.ipc.new_stream(str(target), table.schema)
+            writer = writer or pa.ipc.new_stream(str(beside), table.schema)
             writer.write_table(table)
             rows += len(block)
+            for column, texts in distinct.items():
+                if len(texts) < 2:
+                    texts.update(row.values[column] for row in block)
             for row in block:
                 digest.update("\0".join(row.values[column] for column in columns).encode())
                 digest.update(b"\0\0")
@@ -85,6 +91,10 @@ def read_data_set(config: DataConfig, folder: Path) -> DataSet:
     if rows < 2:
         count = "no row" if rows == 0 else "one row"
         raise InputError(f"{path}: holds {count}: a pair needs others as its negatives")
+    for column, texts in distinct.items():
+        if len(texts) < 2:
+            raise InputError(f"{path}: every row has the same {column}, and no other as negative")
+    beside.replace(target)
     (folder / f"{name}.digest").write_text(digest.hexdigest(), encoding="utf-8")
     return map_data_set(config, folder)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from c2v_engine.errors import CheckpointError, ConfigError
+from c2v_engine.errors import C2VError, CheckpointError, ConfigError
 from c2v_engine.reference import Causal2VecReference
 from c2v_engine.training.config import TrainConfig
 from c2v_engine.training.module import Causal2VecModule
@@ -28,12 +28,19 @@ def open_for_training(config: TrainConfig) -> Causal2VecModule:
     """
     torch.manual_seed(config.seed)
     path = Path(config.model)
-    reference = Causal2VecReference.from_pretrained(
-        path,
-        attn_implementation=config.attention,
-        decoder_dtype=torch.float32 if config.decoder == "full" else getattr(torch, config.dtype),
-        merge_adapter=config.decoder != "lora",
-    )
+    full = config.decoder == "full"
+    try:
+        reference = Causal2VecReference.from_pretrained(
+            path,
+            attn_implementation=config.attention,
+            decoder_dtype=torch.float32 if full else getattr(torch, config.dtype),
+            merge_adapter=config.decoder != "lora",
+        )
+    except C2VError:
+        raise
+    except (ImportError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"the model can not be opened with these values: {reason}") from None
     if reference.config.decoder.adapter is not None and config.decoder == "full":
         raise ConfigError(
             "decoder is 'full', but the model's decoder has a LoRA adapter: train with 'lora', "

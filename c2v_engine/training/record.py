@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from c2v_engine.training.data import DataSet
 
 MODEL_FOLDER, DATA_FOLDER, RUN_NAME = "model", "data", "run.json"
 TRAINER_STATE = "trainer_state.json"  # transformers writes it last
+CHECKPOINT_FILES = ("trained.safetensors", "optimizer.pt", "scheduler.pt", TRAINER_STATE)
 
 
 def check_output(output: Path, resume: bool) -> None:
@@ -52,8 +56,10 @@ def check_record(output: Path, wanted: dict[str, Any]) -> None:
     """
     try:
         found = json.loads((output / RUN_NAME).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise OutputError(f"{output / RUN_NAME}: not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise OutputError(f"{output / RUN_NAME}: expected a JSON object")
     for key, value in wanted.items():
         if found.get(key) == value:
             continue
@@ -69,14 +75,42 @@ def last_checkpoint(output: Path) -> Path:
         OutputError: there is none.
     """
     for folder in sorted(output.glob("checkpoint-*"), key=step_of, reverse=True):
-        try:
-            json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            continue
-        return folder
+        if all((folder / name).is_file() for name in CHECKPOINT_FILES) and _has_steps(folder):
+            return folder
     raise OutputError(
         f"{output}: holds no whole checkpoint to resume; remove the folder to start again"
     )
+
+
+def _has_steps(checkpoint: Path) -> bool:
+    try:
+        state = json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(state, dict) and {"global_step", "max_steps"} <= set(state)
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Keep other runs out of a folder.
+
+    Raises:
+        OutputError: one is writing there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(output, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise OutputError(f"{output}: another run is writing there") from None
+    finally:
+        os.close(descriptor)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from c2v_engine.training.record import (
     check_record,
     is_finished,
     last_checkpoint,
+    locked,
     make_record,
     step_of,
     write_record,
@@ -82,6 +84,11 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     process = PartialState(cpu=on_cpu(config))
     check_output(output, resume)
     process.wait_for_everyone()  # nobody looks at what another one writes
+    with locked(output) if process.is_main_process else nullcontext():
+        return _train(config, output, process, resume, quiet)
+
+
+def _train(config: TrainConfig, output: Path, process: Any, resume: bool, quiet: bool) -> RunReport:
     named = Causal2VecConfig.load(config.model).prompts
     prompts = make_prompts(config, named)
     arguments = make_arguments(config, output, prompts, quiet)
@@ -165,7 +172,12 @@ def _make_trainer(
     from c2v_engine.training.trainer import Causal2VecTrainer
 
     logging.disable_progress_bar()  # of loading and saving; the trainer has its own
-    module = open_for_training(config)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it reports BERT's pooler, which is not read, as missing
+    try:
+        module = open_for_training(config)
+    finally:
+        logging.set_verbosity(verbosity)
     for name, columns in prompts.items():
         for prompt in set(columns.values()):
             try:
@@ -173,9 +185,10 @@ def _make_trainer(
             except TextError as error:
                 raise ConfigError(f"data set {name!r}: {error.reason}") from None
     for pattern in config.learning_rates:
-        names = [f"model.0.{name}" for name, _ in module.named_parameters()]
+        parameters = module.named_parameters()
+        names = [f"model.0.{name}" for name, value in parameters if value.requires_grad]
         if not any(re.search(pattern, name) for name in names):
-            raise ConfigError(f"learning_rates: {pattern!r} matches no parameter of the model")
+            raise ConfigError(f"learning_rates: {pattern!r} matches no parameter that is trained")
     device = "cpu" if on_cpu(config) else None
     model = SentenceTransformer(modules=[module], device=device)
     return Causal2VecTrainer(

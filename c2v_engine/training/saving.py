@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,10 @@ def save_checkpoint(
         if trained:
             _save_part(part, target / name, dtype)
     config.save(target)
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in target.rglob("*.safetensors"):  # safetensors leaves its files to their owner alone
+        path.chmod(0o666 & ~mask)
 
 
 def _is_trained(part: torch.nn.Module) -> bool:

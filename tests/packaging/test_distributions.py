@@ -86,17 +86,17 @@ def test_the_wheel_holds_the_extension_the_kernels_and_the_default_model(distrib
 def test_the_wheel_encodes_in_an_empty_environment(distributions, tmp_path):
     python = empty_environment(tmp_path / "env")
     install(python, distributions[1])
-    assert run(python, "-c", ENCODE, cwd=tmp_path).strip() == "(256,) True True"
+    assert run(python, "-c", ENCODE, cwd=tmp_path).strip() == "(512,) True True"
     (tmp_path / "texts.txt").write_text("one\ntwo\n")
     c2v = tmp_path / "env" / "bin" / "c2v"
     run(c2v, "encode", "texts.txt", "-o", "out.npy", cwd=tmp_path)
-    assert (tmp_path / "out.npy").stat().st_size == 128 + 2 * 256 * 4
+    assert (tmp_path / "out.npy").stat().st_size == 128 + 2 * 512 * 4
 
 
 def test_the_sdist_installs_without_a_compiler_and_says_so(distributions, tmp_path):
     python = empty_environment(tmp_path / "env")
     no_compiler = {**os.environ, "CC": "/nonexistent/cc", "CXX": "/nonexistent/c++"}
     install(python, distributions[0], env=no_compiler)
-    assert run(python, "-c", ENCODE, cwd=tmp_path).strip() == "(256,) True False"
+    assert run(python, "-c", ENCODE, cwd=tmp_path).strip() == "(512,) True False"
     report = run(tmp_path / "env" / "bin" / "c2v", "doctor", cwd=tmp_path)
     assert "not compiled: the PyTorch form of each op serves" in report

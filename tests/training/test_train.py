@@ -21,6 +21,7 @@ from c2v_engine.errors import CheckpointError, ConfigError, InputError, OutputEr
 from c2v_engine.reference import Causal2VecReference
 from c2v_engine.training.config import TrainConfig
 from c2v_engine.training.metrics import read_metrics
+from c2v_engine.training.record import last_checkpoint, locked
 from c2v_engine.training.run import train
 
 TEXTS = ["", "how to open file 3", "Open the file numbered 3 and return it."]
@@ -225,6 +226,25 @@ def test_a_run_killed_after_its_last_step_is_finished_without_another(tmp_path, 
     assert same(weights(again.model, "encoder"), expected)
 
 
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "trained.safetensors"])
+def test_a_checkpoint_that_lost_a_file_is_not_resumed(tmp_path, checkpoint, name):
+    options = {"steps": 4, "save_steps": 2}
+    run(tmp_path, checkpoint(), **options)
+    (tmp_path / "run" / "checkpoint-4" / name).unlink()
+    assert last_checkpoint(tmp_path / "run").name == "checkpoint-2"
+
+
+def test_a_folder_in_which_a_run_writes_is_refused(tmp_path, checkpoint):
+    with locked(tmp_path / "run"), pytest.raises(OutputError, match="another run is writing"):
+        run(tmp_path, checkpoint(), steps=1)
+
+
+def test_the_model_can_be_read_by_others(tmp_path, checkpoint):
+    model = run(tmp_path, checkpoint(), steps=1).model
+    config = (model / "config.json").stat().st_mode
+    assert {path.stat().st_mode for path in model.rglob("*.safetensors")} == {config}
+
+
 def test_a_run_resumes_from_another_folder(tmp_path, checkpoint, monkeypatch):
     run(tmp_path, checkpoint(), steps=2, save_steps=1)
     monkeypatch.chdir(tmp_path.parent)
@@ -305,9 +325,10 @@ def test_an_unknown_prompt_name_is_refused(tmp_path, checkpoint):
 
 def test_what_does_not_fit_the_model_is_found_before_training(tmp_path, checkpoint):
     for options, words in (
-        ({"learning_rates": {"encodr": 1e-5}}, "'encodr' matches no parameter"),
+        ({"learning_rates": {"encodr": 1e-5}}, "'encodr' matches no parameter that is trained"),
         ({"max_length": 1000}, "max_length is 1000, but the model reads 48"),
         ({"data": [{"path": "pairs.jsonl", "query_prompt": "long " * 60}]}, "data set 'pairs'"),
+        ({"attention": "foo"}, "can not be opened with these values"),
         ({"scheduler": "wavy"}, "scheduler is 'wavy'"),
         ({"lora": {"target_modules": ["no_proj"]}}, "no_proj"),
     ):

@@ -75,6 +75,13 @@ def test_too_few_rows_are_refused(tmp_path, count, words):
         read(write_jsonl(tmp_path / "data.jsonl", pairs(count)), tmp_path)
 
 
+@pytest.mark.parametrize("column", ["query", "positive"])
+def test_rows_that_are_all_alike_are_refused(tmp_path, column):
+    rows = [{**row, column: "the same"} for row in pairs(4)]
+    with pytest.raises(InputError, match=f"every row has the same {column}"):
+        read(write_jsonl(tmp_path / "data.jsonl", rows), tmp_path)
+
+
 def test_a_missing_column_names_those_there_are(tmp_path):
     path = write_jsonl(tmp_path / "data.jsonl", [{"question": "q", "positive": "p"}] * 3)
     with pytest.raises(
