@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from c2v_engine.errors import InputError
 from c2v_engine.jobs.readers.base import one_line
+from c2v_engine.jobs.readers.columnar import decoded_batches
 
 _DTYPES = tuple(map(np.dtype, ("float32", "float16", "int8", "uint8")))
 
@@ -115,22 +116,12 @@ class ParquetVectors(VectorFile):
 
     def blocks(self, size: int) -> Iterator[tuple[int, NDArray[Any]]]:
         """Give the rows in order; see ``VectorFile.blocks``."""
-        first = 0
-        batches = self._file.iter_batches(size, columns=["embedding"], use_threads=False)
-        while True:
-            try:
-                batch = next(batches, None)
-            except (OSError, pa.ArrowException) as error:
-                reason = f"can not be decoded: {one_line(error)}"
-                raise InputError(f"{self.path}, from row {first + 1} on: {reason}") from error
-            if batch is None:
-                return
+        for first, batch in decoded_batches(self.path, self._file, size, ["embedding"]):
             column = batch.column(0)
             if column.null_count or column.flatten().null_count:
                 raise InputError(f"{self.path}, from row {first + 1} on: an embedding is null")
             values = column.flatten().to_numpy(zero_copy_only=True)
             yield first, values.reshape(-1, self.columns)
-            first += len(batch)
 
     def ids(self, rows: list[int]) -> list[str | int]:
         """Give the ids of some rows; only the row groups that hold them are read."""

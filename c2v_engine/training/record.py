@@ -16,7 +16,8 @@ from c2v_engine.training.data import DataSet
 
 MODEL_FOLDER, DATA_FOLDER, RUN_NAME = "model", "data", "run.json"
 TRAINER_STATE = "trainer_state.json"  # transformers writes it last
-CHECKPOINT_FILES = ("trained.safetensors", "optimizer.pt", "scheduler.pt", TRAINER_STATE)
+TRAINED_WEIGHTS = "trained.safetensors"
+CHECKPOINT_FILES = (TRAINED_WEIGHTS, "optimizer.pt", "scheduler.pt", TRAINER_STATE)
 
 
 def check_output(output: Path, resume: bool) -> None:
@@ -117,9 +118,3 @@ def step_of(checkpoint: Path) -> int:
     """The step at which a checkpoint was written."""
     number = checkpoint.name.rpartition("-")[2]
     return int(number) if number.isdecimal() else -1
-
-
-def is_finished(checkpoint: Path) -> bool:
-    """Whether a checkpoint stands at the run's last step."""
-    state = json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))
-    return bool(state["global_step"] >= state["max_steps"])

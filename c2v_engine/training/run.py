@@ -24,9 +24,9 @@ from c2v_engine.training.data import DataSet, map_data_set, read_data_set
 from c2v_engine.training.record import (
     DATA_FOLDER,
     MODEL_FOLDER,
+    TRAINER_STATE,
     check_output,
     check_record,
-    is_finished,
     last_checkpoint,
     locked,
     make_record,
@@ -219,13 +219,15 @@ def _add_callbacks(
 
 def _run(trainer: Any, checkpoint: Path | None) -> float:
     """Train, and give the seconds it took."""
-    if checkpoint is not None and is_finished(checkpoint):
-        # Only what comes after the last step is missing; the trainer would take one more.
+    if checkpoint is not None:
         from transformers import TrainerState
 
-        trainer._load_from_checkpoint(str(checkpoint))
-        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        return 0.0
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+        if state.global_step >= state.max_steps:
+            # Only what comes after the last step is missing; the trainer would take one more.
+            trainer._load_from_checkpoint(str(checkpoint))
+            trainer.state = state
+            return 0.0
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return float(result.metrics["train_runtime"])
 

@@ -75,16 +75,17 @@ def _save_adapter(decoder: Any, folder: Path, base: str) -> None:
     decoder.save_pretrained(str(folder))
     # Both name the path that training started from.
     (folder / "README.md").unlink(missing_ok=True)
-    path = folder / "adapter_config.json"
-    values = json.loads(path.read_text(encoding="utf-8"))
-    values["base_model_name_or_path"] = base
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _set_key(folder / "adapter_config.json", "base_model_name_or_path", base)
 
 
 def _save_part(part: Any, folder: Path, dtype: torch.dtype) -> None:
     part.save_pretrained(str(folder), state_dict=_weights(part, dtype))
     # transformers notes the dtype in memory, not that of the weights it was given.
-    path = folder / "config.json"
+    _set_key(folder / "config.json", "dtype", str(dtype).removeprefix("torch."))
+
+
+def _set_key(path: Path, key: str, value: str) -> None:
+    """Change one value of a JSON file that transformers or peft wrote."""
     values = json.loads(path.read_text(encoding="utf-8"))
-    values["dtype"] = str(dtype).removeprefix("torch.")
+    values[key] = value
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

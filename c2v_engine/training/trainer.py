@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 
 from c2v_engine.errors import InputError
+from c2v_engine.training.record import TRAINED_WEIGHTS
 
-TRAINED_WEIGHTS = "trained.safetensors"
 TEXT_SHOWN = 80
 
 

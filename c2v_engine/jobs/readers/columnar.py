@@ -96,18 +96,8 @@ class ParquetReader(Reader):
         Raises:
             InputError: the file is damaged.
         """
-        batches = self._file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)
-        first = 0
-        while True:
-            try:
-                batch = next(batches, None)
-            except (OSError, pa.ArrowException) as error:
-                reason = f"can not be decoded: {one_line(error)}"
-                raise InputError(f"{self.path}, from row {first + 1} on: {reason}") from error
-            if batch is None:
-                return
+        for _, batch in decoded_batches(self.path, self._file, BATCH_ROWS, columns):
             yield batch
-            first += len(batch)
 
     def _values(self, batch: Any, column: str, first: int, expected: str) -> list[Any]:
         array = batch.column(batch.schema.get_field_index(column))
@@ -131,6 +121,28 @@ class ParquetReader(Reader):
     def close(self) -> None:
         """Close the file."""
         self._handle.close()
+
+
+def decoded_batches(
+    path: Path, file: Any, size: int, columns: list[str] | None
+) -> Iterator[tuple[int, Any]]:
+    """Give the record batches of an open Parquet file, each with its first row's number, from 0.
+
+    Raises:
+        InputError: the file is damaged; the message names ``path`` and the row.
+    """
+    batches = file.iter_batches(size, columns=columns, use_threads=False)
+    first = 0
+    while True:
+        try:
+            batch = next(batches, None)
+        except (OSError, pa.ArrowException) as error:
+            reason = f"can not be decoded: {one_line(error)}"
+            raise InputError(f"{path}, from row {first + 1} on: {reason}") from error
+        if batch is None:
+            return
+        yield first, batch
+        first += len(batch)
 
 
 def _open(path: Path, compression: str | None) -> IO[bytes]:
