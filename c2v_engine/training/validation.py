@@ -5,50 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sentence_transformers.sentence_transformer.evaluation import (
-    InformationRetrievalEvaluator,
-    SentenceEvaluator,
-)
+from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 
 from c2v_engine.errors import InputError
+from c2v_engine.evaluation.beir import RetrievalData, read_beir
+from c2v_engine.evaluation.dense import rank_by_model
+from c2v_engine.evaluation.metrics import measure
+from c2v_engine.jobs.readers.table import read_rows
 from c2v_engine.training.config import ValidationConfig
 
-METRICS = ("ndcg", "recall", "mrr")
+METRICS = ("ndcg@10", "recall@10", "mrr@10")
+DEPTH = 100
 BATCH = 64
 
 
 class Validation(SentenceEvaluator):  # type: ignore[misc]
-    """sentence-transformers' retrieval evaluator, reduced to three metrics by plain names."""
+    """The figures of ``c2v eval`` for the model in training, three of them."""
 
-    def __init__(
-        self, queries: dict[str, str], corpus: dict[str, str], relevant: dict[str, set[str]]
-    ) -> None:
+    def __init__(self, data: RetrievalData) -> None:
         super().__init__()
-        self._options: dict[str, Any] = {}
-        self._data = {"queries": queries, "corpus": corpus, "relevant_docs": relevant}
+        self._data = data
+        self._prompts: tuple[str, str] = ("", "")
 
     def use_prompts(self, query: str, document: str) -> None:
         """Give queries and documents their prompts."""
-        self._options = {"query_prompt": query, "corpus_prompt": document}
+        self._prompts = query, document
 
     def __call__(
         self, model: Any, output_path: str | None = None, epoch: int = -1, steps: int = -1
     ) -> dict[str, float]:
         """Measure a model: nDCG, recall and MRR among the best ten."""
-        evaluator = InformationRetrievalEvaluator(
-            **self._data,
-            **self._options,
-            ndcg_at_k=[10],
-            mrr_at_k=[10],
-            precision_recall_at_k=[10],
-            accuracy_at_k=[10],
-            map_at_k=[10],
-            batch_size=BATCH,
-            write_csv=False,
-            score_functions={"cosine": model.similarity},
-        )
-        scores = evaluator.compute_metrices(model)["cosine"]
-        return {f"{name}@10": float(scores[f"{name}@k"][10]) for name in METRICS}
+        options = [{"prompt": prompt, "batch_size": BATCH} for prompt in self._prompts]
+        scores = measure(self._data, rank_by_model(model, self._data, DEPTH, *options)).as_dict()
+        return {name: scores[name] for name in METRICS}
 
 
 def open_validation(config: ValidationConfig) -> Validation:
@@ -59,16 +48,11 @@ def open_validation(config: ValidationConfig) -> Validation:
     """
     path = Path(config.path)
     if path.is_dir():
-        from c2v_engine.evaluation.beir import read_beir
-
-        found = read_beir(path, config.split)
-        return Validation(found.queries, found.corpus, found.relevant)
-    return _of_pairs(path)
+        return Validation(read_beir(path, config.split))
+    return Validation(_of_pairs(path))
 
 
-def _of_pairs(path: Path) -> Validation:
-    from c2v_engine.jobs.readers.table import read_rows
-
+def _of_pairs(path: Path) -> RetrievalData:
     numbers: dict[str, str] = {}
     queries: dict[str, str] = {}
     relevant: dict[str, set[str]] = {}
@@ -85,4 +69,5 @@ def _of_pairs(path: Path) -> Validation:
         relevant.setdefault(number, set()).add(document)
     if not queries:
         raise InputError(f"{path}: holds no row")
-    return Validation(queries, {number: text for text, number in numbers.items()}, relevant)
+    corpus = {number: text for text, number in numbers.items()}
+    return RetrievalData(path.name, "", queries, corpus, relevant, kinds={})
