@@ -1,4 +1,4 @@
-"""What travels between the parts of a corpus job: units, blocks of rows, and what became of them."""
+"""What travels between the parts of a corpus job: units, blocks of rows, what became of them."""
 
 from __future__ import annotations
 
