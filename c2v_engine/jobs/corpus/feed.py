@@ -13,6 +13,7 @@ from c2v_engine.jobs.corpus.records import RowBlock, Unit
 # Blocks that wait; a block holds up to 1,024 rows, and the engine takes 8,192 at a time.
 _AHEAD = 24
 _TICK_SECONDS = 0.2
+_END_SECONDS = 1.0
 
 
 class Piece(NamedTuple):
@@ -60,9 +61,10 @@ class Feed:
         return None
 
     def close(self) -> None:
-        """Stop reading; a unit that is being waited for is not."""
+        """Stop reading; a thread that waits for its next unit is left to wait."""
         self._stopped.set()
         self._over = True
+        self._thread.join(_END_SECONDS)
 
     def _run(self) -> None:
         try:
