@@ -139,9 +139,8 @@ def test_units_before_an_error_of_the_input_are_finished():
     runner = UnitRunner(engine, RunnerOptions(DIMENSION, "float32"), breaks, shards.open)
     finished = []
     with pytest.raises(InputError, match="row 150"):
-        for one in runner.run(make_units(6, 50)):
-            finished.append(one.done.unit)
-    assert finished == [0, 1]
+        finished.extend(runner.run(make_units(6, 50)))
+    assert [one.done.unit for one in finished] == [0, 1]
     assert shards.abandoned in ([2], [])
 
 
