@@ -144,7 +144,7 @@ class UnitRunner:
             while not over and failure is None:
                 try:
                     over = yield from self._stream(feed, writer)
-                except InputError as error:
+                except Exception as error:  # what was whole before it is kept
                     failure = error
             yield from writer.drain()
             writer.check()
