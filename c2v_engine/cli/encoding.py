@@ -1,14 +1,16 @@
-"""``c2v encode`` and ``c2v calibrate``: files of texts in."""
+"""``c2v encode`` and ``c2v calibrate``: texts in."""
 
 from __future__ import annotations
 
 import sys
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from c2v_engine.cli.app import app, fail
+from c2v_engine.cli.corpus_job import encode_folder, is_folder
 from c2v_engine.cli.options import (
     BackendOption,
     BatchTokensOption,
@@ -16,6 +18,7 @@ from c2v_engine.cli.options import (
     DeviceOption,
     DevicesOption,
     DtypeOption,
+    EngineOptions,
     ModelOption,
     Precision,
     PromptNameOption,
@@ -29,12 +32,36 @@ if TYPE_CHECKING:
     from c2v_engine.jobs.encode import EncodeJob, EncodeReport
 
 
+class OnError(str, Enum):
+    """What becomes of rows that can not be embedded."""
+
+    FAIL = "fail"
+    SKIP = "skip"
+    NULL = "null"
+
+
+class ShardFormat(str, Enum):
+    """Of the shards in a folder."""
+
+    PARQUET = "parquet"
+    ARROW = "arrow"
+    SAFETENSORS = "safetensors"
+    NPY = "npy"
+
+
 @app.command()
 def encode(
-    source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help=".txt, .jsonl, .csv, .parquet; also .gz, .zst.")
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help=".txt, .jsonl, .csv, .parquet; also .gz, .zst. Where the output is a folder, also "
+            "Arrow, several files, folders, globs and URLs.",
+        ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help=".npy or .parquet.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help=".npy or .parquet, or a folder of shards.")
+    ],
     model: ModelOption = None,
     column: ColumnOption = None,
     id_column: Annotated[
@@ -52,10 +79,77 @@ def encode(
     deterministic: Annotated[
         bool, typer.Option(help="The same bits for a text, whatever is embedded beside it.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace an output that exists.")] = False,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Folder: a column to pass through; repeatable.")
+    ] = None,
+    shard_format: Annotated[
+        ShardFormat | None, typer.Option("--format", help="Folder: of the shards; else parquet.")
+    ] = None,
+    shard_rows: Annotated[
+        int | None, typer.Option(min=1, help="Folder: rows of a shard; else 32,768 at most.")
+    ] = None,
+    on_error: Annotated[
+        OnError | None, typer.Option(help="Folder: what becomes of bad rows; else fail.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder: file of known embeddings, read and added to.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Folder: so many processes on the CPU.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Folder: address of a Ray cluster; local starts one here.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace an output that exists; begin a folder's job anew.")
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Embed a file of texts into a .npy or .parquet file."""
+    """Embed texts into a file, or a corpus into a folder of shards.
+
+    A folder is a job: the same command goes on with it, whatever stopped it. See docs/corpora.md.
+    """
+    engine = EngineOptions(model, device, dtype, attention, devices, deterministic)
+    encode_options = {
+        "prompt_name": prompt_name,
+        "prompt": prompt,
+        "precision": precision.value,
+        "truncate_dim": truncate_dim,
+        "batch_tokens": batch_tokens,
+    }
+    folder_options = {
+        "keep": keep,
+        "format": shard_format and shard_format.value,
+        "shard_rows": shard_rows,
+        "on_error": on_error and on_error.value,
+        "cache": cache,
+        "workers": workers,
+        "ray": ray,
+    }
+    given = {name: value for name, value in folder_options.items() if value is not None}
+    columns = {"column": column, "id_column": id_column, "overwrite": overwrite}
+    if is_folder(output):
+        encode_folder(
+            sources, Path(output), engine, encode_options, {**columns, **given}, quiet=quiet
+        )
+        return
+    for name in given:
+        flag = f"--{name.replace('_', '-')}"
+        fail(f"{flag} goes with a folder as output, and {output} is a file's name")
+    if len(sources) > 1:
+        fail(f"{len(sources)} inputs, and the output {output} is a file's name: name a folder")
+    _encode_file(sources[0], output, engine, encode_options, columns, quiet=quiet)
+
+
+def _encode_file(
+    source: str,
+    output: str,
+    chosen: EngineOptions,
+    encode_options: dict[str, Any],
+    columns: dict[str, Any],
+    *,
+    quiet: bool,
+) -> None:
     from c2v_engine.jobs.interrupts import stop_signals
 
     job: EncodeJob | None = None
@@ -69,22 +163,13 @@ def encode(
         from c2v_engine.jobs.encode import EncodeJob, EncodeOptions
         from c2v_engine.jobs.progress import choose_progress
 
-        options = EncodeOptions(prompt_name, prompt, precision.value, truncate_dim, batch_tokens)
-        job = EncodeJob(
-            source,
-            output,
-            column=column,
-            id_column=id_column,
-            overwrite=overwrite,
-            options=options,
-        )
+        job = EncodeJob(source, output, **columns, options=EncodeOptions(**encode_options))
         with job:
-            engine = load_model(model, device, dtype, attention, devices, deterministic)
-            report = job.run(engine, choose_progress(quiet=quiet))
+            report = job.run(chosen.load(), choose_progress(quiet=quiet))
     if report.duplicates:
         rows = "1 row repeats" if report.duplicates == 1 else f"{report.duplicates:,} rows repeat"
         note = f"{rows} an id that an earlier row has"
-        print(f"note: {source}: {note} (column {id_column!r})", file=sys.stderr)
+        print(f"note: {source}: {note} (column {columns['id_column']!r})", file=sys.stderr)
     if not quiet:
         _print_report(report)
 

@@ -1,0 +1,377 @@
+"""The corpus job: a folder of shards that is begun, gone on with, and finished."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from c2v_engine._version import __version__
+from c2v_engine.errors import InputError
+from c2v_engine.jobs.corpus.cache import cache_namespace
+from c2v_engine.jobs.corpus.coordinator import Coordinator, Death
+from c2v_engine.jobs.corpus.fleet import Fleet
+from c2v_engine.jobs.corpus.identity import begin_anew, claim, prepare_folder
+from c2v_engine.jobs.corpus.inputs import InputFile, check_unchanged, find_inputs
+from c2v_engine.jobs.corpus.layout import PLAN_NAME, REJECTED_NAME
+from c2v_engine.jobs.corpus.locking import locked
+from c2v_engine.jobs.corpus.manifest import Manifest
+from c2v_engine.jobs.corpus.opening import EngineFacts
+from c2v_engine.jobs.corpus.plan import Plan, make_plan
+from c2v_engine.jobs.corpus.records import Unit
+from c2v_engine.jobs.corpus.recovery import recover, remove_temporaries
+from c2v_engine.jobs.corpus.runner import Counters, RunnerOptions
+from c2v_engine.jobs.corpus.setup import JobSetup
+from c2v_engine.jobs.corpus.shards import check_shards, commit_shard, default_shard_rows
+from c2v_engine.jobs.corpus.writing import Finished
+from c2v_engine.jobs.encode import EncodeOptions, Encoder
+from c2v_engine.jobs.maker import stored_name
+from c2v_engine.jobs.output import AtomicFile
+from c2v_engine.jobs.progress import Progress, Snapshot, ticking
+from c2v_engine.jobs.writers import DTYPES, pack_ranges
+
+ON_ERROR = ("fail", "skip", "null")
+
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """What a job is to do; what of it decides the output is kept in the folder and compared.
+
+    Attributes:
+        column: with the texts; None for ``text``.
+        id_column: with the ids; None for the row's number in the whole input.
+        keep: columns that are passed through.
+        format: of the shards: parquet, arrow, safetensors or npy.
+        shard_rows: rows of a shard; None for as many as make a shard of a handy size.
+        on_error: ``fail``, ``skip`` or ``null``, for rows that can not be embedded.
+        cache: file of embeddings that were computed before, and of those that will be.
+        overwrite: begin anew, whatever job the folder holds.
+        deterministic: whether the engine gives a text the same bits in any batch.
+        encode: how texts are embedded.
+    """
+
+    column: str | None = None
+    id_column: str | None = None
+    keep: tuple[str, ...] = ()
+    format: str = "parquet"
+    shard_rows: int | None = None
+    on_error: str = "fail"
+    cache: Path | None = None
+    overwrite: bool = False
+    deterministic: bool = False
+    encode: EncodeOptions = field(default_factory=EncodeOptions)
+
+
+@dataclass(frozen=True)
+class CorpusSummary:
+    """What a finished job has in its folder.
+
+    Attributes:
+        folder: the output.
+        rows: of the input.
+        written: rows of the shards.
+        rejects: rows that were not embedded.
+        shards: how many.
+        size: of their files, in bytes.
+        done_before: rows that earlier starts of the job had done.
+        seconds: of this start, from the first text on.
+        tokens: decoder rows computed by this start.
+        deaths: of workers, in this start.
+        facts: of the engine.
+    """
+
+    folder: Path
+    rows: int
+    written: int
+    rejects: int
+    shards: int
+    size: int
+    done_before: int
+    seconds: float
+    tokens: int
+    deaths: int
+    facts: EngineFacts
+
+
+class CorpusJob:
+    """One start of a job, opened and closed as a context manager.
+
+    Entering it checks all that can be checked without a model, and keeps other jobs out of the
+    folder until it is left.
+
+    Args:
+        sources: files, globs, folders and URLs of the input, in this order.
+        folder: for the output; made where it is missing.
+        options: what is to be done.
+        note: is told, in a line, of what a person should know.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str],
+        folder: Path,
+        options: CorpusOptions,
+        note: Callable[[str], None],
+    ) -> None:
+        if options.on_error not in ON_ERROR:
+            raise InputError(
+                f"on_error is {options.on_error!r}, expected one of: {', '.join(ON_ERROR)}"
+            )
+        self.sources = list(sources)
+        self.folder = folder
+        self.options = options
+        self._note = note
+        self._exit = ExitStack()
+        self._files: list[InputFile] = []
+        self._plan: Plan | None = None
+        self._manifest: Manifest | None = None
+        self._counters: Callable[[], list[Counters]] = list
+        self._done_before = 0
+        self._fleet: Fleet | None = None
+        self._start = time.perf_counter()
+
+    def __enter__(self) -> CorpusJob:
+        """Check input and output.
+
+        Raises:
+            InputError: the input can not be used, or is not what the job began with.
+            OutputError: the folder can not be used, or another job is writing there.
+        """
+        with ExitStack() as stack:
+            prepare_folder(self.folder)
+            stack.enter_context(locked(self.folder))
+            if self.options.overwrite:
+                begin_anew(self.folder)
+            self._files = find_inputs(self.sources)
+            if (self.folder / PLAN_NAME).exists():
+                self._plan = Plan.load(self.folder / PLAN_NAME)
+                self._check_inputs(self._plan)
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._exit.close()
+
+    def run(self, engine: Encoder | Fleet, progress: Progress | None = None) -> CorpusSummary:
+        """Do what is left to do.
+
+        Args:
+            engine: embeds the texts, here or in workers.
+            progress: shown every half second.
+
+        Raises:
+            InputError: a row or a file can not be used; what was finished before stays.
+            OutputError: the output can not be written, for example on a full disk; likewise.
+            ConfigError: the folder holds another job.
+            BackendError: the workers can not go on.
+        """
+        facts = self._open(engine)
+        setup, plan = self._prepare(facts)
+        manifest = self._manifest = Manifest.open(self.folder)
+        self._exit.callback(manifest.close)
+        for note in [*manifest.notes, *recover(self.folder, manifest)]:
+            self._note(note)
+        todo = [unit for unit in plan.units if unit.number not in manifest.done]
+        self._done_before = manifest.totals.rows
+        self._start = time.perf_counter()
+        with ticking(progress or Progress(), self._now):
+            try:
+                deaths = self._embed(engine, setup, plan, todo)
+            finally:
+                self._write_rejects(manifest)
+        remove_temporaries(self.folder)  # of workers that were killed
+        return self._summary(facts, manifest, deaths)
+
+    def interrupt(self) -> str:
+        """End the workers from another thread, just before the process ends; say what there is."""
+        fleet, manifest, plan = self._fleet, self._manifest, self._plan
+        if fleet is not None:
+            fleet.close()
+        if manifest is None or plan is None:
+            return f"interrupted: {self.folder}: no row was embedded; the same command begins again"
+        rows = f"{manifest.totals.rows:,} of {plan.rows:,} rows are there"
+        return f"interrupted: {self.folder}: {rows}; the same command goes on"
+
+    def _open(self, engine: Encoder | Fleet) -> EngineFacts:
+        if not isinstance(engine, Fleet):
+            return EngineFacts.of(engine, self.options.encode)
+        self._fleet = engine
+        self._exit.callback(engine.close)
+        return engine.start()
+
+    def _prepare(self, facts: EngineFacts) -> tuple[JobSetup, Plan]:
+        """See that this is the job that the folder holds, or begin it."""
+        options, encode = self.options, self.options.encode
+        identity = make_identity(options, facts)
+        nulls = options.on_error == "null"
+        plan = self._plan
+        if plan is None:
+            plan = self._plan = make_plan(
+                self._files,
+                column=options.column,
+                id_column=options.id_column,
+                keep=options.keep,
+                shard_rows=identity["shard_rows"],
+                nulls=nulls,
+            )
+            check_shards(self.folder, options.format, plan.schema, encode.precision, nulls=nulls)
+            plan.save(self.folder / PLAN_NAME)
+        claim(self.folder, {**identity, "input": plan.digest}, versions())
+        dtype = np.dtype(DTYPES[encode.precision]).name
+        about = None
+        if options.cache is not None:
+            about = cache_namespace(facts, encode, deterministic=options.deterministic)
+        setup = JobSetup(
+            folder=self.folder,
+            format=options.format,
+            metadata=shard_metadata(options, facts),
+            runner=RunnerOptions(facts.dimension, dtype, options.on_error, encode),
+            cache=options.cache,
+            cache_about=about,
+        )
+        return setup, plan
+
+    def _embed(
+        self, engine: Encoder | Fleet, setup: JobSetup, plan: Plan, todo: list[Unit]
+    ) -> list[Death]:
+        if not todo:
+            return []
+        if isinstance(engine, Fleet):
+            coordinator = Coordinator(engine, setup, todo, self._commit, self._bury)
+            self._counters = coordinator.counters
+            coordinator.run()
+            return coordinator.deaths
+        runner = setup.make_runner(engine, plan)
+        self._counters = lambda: [runner.counters()]
+        for finished in runner.run(todo):
+            self._commit(finished)
+        return []
+
+    def _commit(self, finished: Finished) -> None:
+        assert self._manifest is not None
+        pairs = zip(finished.temporary, finished.done.files, strict=True)
+        commit_shard(self.folder, pairs)
+        self._manifest.append(finished.done)
+
+    def _bury(self, death: Death) -> None:
+        units = "no unit"
+        if death.units:
+            numbers = " and ".join(map(str, death.units))
+            units = f"unit{'s' if len(death.units) > 1 else ''} {numbers}, done again"
+        self._note(f"{death.worker} {death.reason}; it had {units}")
+
+    def _now(self) -> Snapshot:
+        assert self._plan is not None
+        counters = self._counters()
+        rows = sum(one.rows for one in counters)
+        seconds = time.perf_counter() - self._start
+        fraction = (self._done_before + rows) / max(1, self._plan.rows)
+        return Snapshot(rows, sum(one.tokens for one in counters), seconds, min(1.0, fraction))
+
+    def _write_rejects(self, manifest: Manifest) -> None:
+        """Write what the manifest says of rejected rows as a file of its own."""
+        if self.options.on_error == "fail":
+            return
+        target = AtomicFile(self.folder / REJECTED_NAME, overwrite=True)
+        try:
+            for reject in manifest.iter_rejects():
+                target.file.write(json.dumps(asdict(reject)).encode() + b"\n")
+        except OSError as error:
+            target.abandon()
+            raise target.failure(error) from error
+        except BaseException:
+            target.abandon()
+            raise
+        target.commit()
+
+    def _summary(
+        self, facts: EngineFacts, manifest: Manifest, deaths: list[Death]
+    ) -> CorpusSummary:
+        totals = manifest.totals
+        return CorpusSummary(
+            folder=self.folder,
+            rows=totals.rows,
+            written=totals.written,
+            rejects=totals.rejects,
+            shards=len(manifest.done),
+            size=totals.size,
+            done_before=self._done_before,
+            seconds=time.perf_counter() - self._start,
+            tokens=sum(one.tokens for one in self._counters()),
+            deaths=len(deaths),
+            facts=facts,
+        )
+
+    def _check_inputs(self, plan: Plan) -> None:
+        given, known = [file.name for file in self._files], [file.name for file in plan.files]
+        for name in known:
+            if name not in given:
+                raise InputError(
+                    f"{name}: the job in {self.folder} has this file, and it was not given"
+                )
+        for name in given:
+            if name not in known:
+                raise InputError(
+                    f"{name}: is not among the {len(known)} files of the job in {self.folder}: "
+                    "take another folder for it, or --overwrite to begin anew"
+                )
+        if given != known:
+            raise InputError(f"the files come in another order than in the job in {self.folder}")
+        for file in plan.files:
+            check_unchanged(file)
+
+
+def make_identity(options: CorpusOptions, facts: EngineFacts) -> dict[str, Any]:
+    """What decides a job's output, apart from its input."""
+    info, encode = facts.info, options.encode
+    prompt_name = encode.prompt_name
+    if prompt_name is None and encode.prompt is None:
+        prompt_name = info["default prompt"]
+    rows = options.shard_rows or default_shard_rows(facts.dimension, encode.precision)
+    return {
+        "model": stored_name(info),
+        "fingerprint": info.get("fingerprint"),
+        "prompt_name": prompt_name,
+        "prompt": encode.prompt,
+        "precision": encode.precision,
+        "dimension": facts.dimension,
+        "truncate_dim": encode.truncate_dim,
+        "normalize": info["normalize"],
+        "dtype": info.get("dtype"),
+        "deterministic": options.deterministic,
+        "format": options.format,
+        "shard_rows": rows,
+        "column": options.column,
+        "id_column": options.id_column,
+        "keep": list(options.keep),
+        "on_error": options.on_error,
+    }
+
+
+def shard_metadata(options: CorpusOptions, facts: EngineFacts) -> dict[str, Any]:
+    """What each shard says of its making, as a single file of ``c2v encode`` does."""
+    identity = make_identity(options, facts)
+    kept = facts.ranges if options.encode.precision in ("int8", "uint8") else None
+    names = (
+        "model fingerprint id_column prompt_name prompt precision dimension truncate_dim normalize"
+    )
+    about = {name: identity[name] for name in names.split()}
+    return {**about, "ranges": None if kept is None else pack_ranges(kept)}
+
+
+def versions() -> dict[str, str]:
+    """What a job is made with, for people."""
+    return {"c2v-engine": __version__, "python": platform.python_version()}
