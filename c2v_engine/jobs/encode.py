@@ -20,7 +20,7 @@ from c2v_engine.jobs.maker import stored_name
 from c2v_engine.jobs.output import AtomicFile, check_place
 from c2v_engine.jobs.progress import Progress, Snapshot, ticking
 from c2v_engine.jobs.readers import Reader, open_reader
-from c2v_engine.jobs.writers import Writer, check_output, open_writer, pack_ranges
+from c2v_engine.jobs.writers import Writer, check_output, id_batch, open_writer, pack_ranges
 
 
 class Counters(Protocol):
@@ -223,7 +223,7 @@ class EncodeJob:
             for block in self._blocks(model):
                 keys = self._feed.take(len(block))
                 with self._disk_errors():
-                    writer.write(keys, block)
+                    writer.write(id_batch(keys, self._reader.id_type), block)
                 if self._reader.id_column is not None:
                     ids.add(keys)
         if self._feed.taken != self._feed.pulled:

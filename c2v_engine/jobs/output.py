@@ -30,7 +30,7 @@ def check_place(path: str | os.PathLike[str], *, overwrite: bool) -> None:
             raise OutputError(f"{name}: the folder {folder} does not exist") from None
         return
     except OSError as error:
-        raise _failure(name, error) from error
+        raise write_failure(name, error) from error
     if stat.S_ISDIR(mode):
         raise OutputError(f"{name}: is a folder, expected a file name")
     if not stat.S_ISREG(mode):
@@ -75,7 +75,7 @@ class AtomicFile:
 
     def failure(self, error: OSError, when: str | None = None) -> OutputError:
         """Make the error for a failed write from what the system said."""
-        return _failure(self.name, error, when)
+        return write_failure(self.name, error, when)
 
     def commit(self) -> int:
         """Sync the file and move it to its place.
@@ -104,7 +104,7 @@ class AtomicFile:
                 self.abandon()
                 raise
             self.committed = True
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
             return size
 
     def abandon(self) -> bool:
@@ -138,12 +138,13 @@ class AtomicFile:
         return True
 
 
-def _failure(name: str, error: OSError, when: str | None = None) -> OutputError:
+def write_failure(name: str, error: OSError, when: str | None = None) -> OutputError:
+    """Make the error for a failed write from what the system said."""
     reason = error.strerror or str(error)
     return OutputError(f"{name}: can not be written: {reason}" + (f" ({when})" if when else ""))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename last through a power cut, where the system can sync a folder."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

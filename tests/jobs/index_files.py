@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from c2v_engine.jobs.output import AtomicFile
-from c2v_engine.jobs.writers import check_output, open_writer, pack_ranges
+from c2v_engine.jobs.writers import check_output, id_batch, open_writer, pack_ranges
 
 PRECISIONS = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
 
@@ -38,7 +38,7 @@ def write_index(path, rows, precision="float32", ids=None, ranges=None, **about)
     target = AtomicFile(path, overwrite=True)
     writer = open_writer(target, rows.shape[1], precision, kind, stored)
     if len(rows):
-        writer.write(list(range(len(rows))) if ids is None else ids, rows)
+        writer.write(id_batch(list(range(len(rows))) if ids is None else ids, kind), rows)
     writer.finish()
     target.commit()
     return path

@@ -16,7 +16,7 @@ import pytest
 
 from c2v_engine.errors import OutputError
 from c2v_engine.jobs.output import AtomicFile
-from c2v_engine.jobs.writers import check_output, open_writer
+from c2v_engine.jobs.writers import check_output, id_batch, open_writer
 
 
 def write(path, blocks, ids=None, *, dtype=np.float32, id_type=None, metadata=None):
@@ -24,7 +24,8 @@ def write(path, blocks, ids=None, *, dtype=np.float32, id_type=None, metadata=No
     precision = np.dtype(dtype).name
     writer = open_writer(target, 5, precision, id_type or pa.int64(), metadata or {})
     for index, block in enumerate(blocks):
-        writer.write(ids[index] if ids else list(range(len(block))), block)
+        keys = ids[index] if ids else list(range(len(block)))
+        writer.write(id_batch(keys, id_type or pa.int64()), block)
     writer.finish()
     return target.commit()
 
@@ -55,7 +56,7 @@ def test_npy_takes_blocks_that_are_not_contiguous(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8, np.uint8])
 @pytest.mark.parametrize("kind", [pa.int64(), pa.uint8(), pa.string(), pa.large_string()], ids=str)
 def test_parquet_holds_ids_and_fixed_size_lists(tmp_path, monkeypatch, dtype, kind):
-    monkeypatch.setattr("c2v_engine.jobs.writers.ROW_GROUP_ROWS", 4)
+    monkeypatch.setattr("c2v_engine.jobs.writers.base.GROUP_ROWS", 4)
     path = tmp_path / "a.parquet"
     data = blocks(dtype, 3, 0, 1, 7)
     keys = [[f"{i}-{j}" for j in range(len(block))] for i, block in enumerate(data)]
@@ -169,7 +170,7 @@ def test_disk_that_fills_up_at_the_sync_leaves_the_old_file(tmp_path, monkeypatc
 
     target = AtomicFile(path, overwrite=True)
     writer = open_writer(target, 5, "float32", pa.int64(), {})
-    writer.write([0, 1, 2], blocks(np.float32, 3)[0])
+    writer.write(id_batch([0, 1, 2], pa.int64()), blocks(np.float32, 3)[0])
     writer.finish()
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OutputError, match="can not be written: No space left on device"):
