@@ -5,9 +5,10 @@
 
 A tiny model (decoder and encoder of one layer, 32 wide, the default model's tokenizers) embeds
 short rows, so that what is not the model shows. For each number of rows a job reads a file of JSON
-lines and writes a folder of Parquet shards, in a process of its own whose memory is watched. For the
-speed, encode and the job take turns on the same texts, each in a process of its own; encode has them
-in memory, the job reads and writes files, and its time is from the opened model to the last record.
+lines and writes a folder of Parquet shards, in a process of its own whose memory is watched. For
+the speed, encode and the job take turns on the same texts, each in a process of its own; encode
+has them in memory, the job reads and writes files, and its time is from the opened model to the
+last record.
 """
 
 from __future__ import annotations
