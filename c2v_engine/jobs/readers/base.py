@@ -22,6 +22,20 @@ class Record(NamedTuple):
     line: int | None
 
 
+class RowError(InputError):
+    """One row that can not be used.
+
+    Attributes:
+        place: file and row.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(f"{place}: {reason}")
+        self.place = place
+        self.reason = reason
+
+
 class Reader(ABC):
     """One file of texts. It can be iterated once, and gives its rows in the file's order.
 
@@ -74,7 +88,7 @@ class Reader(ABC):
 
     def bad_row(self, row: int, line: int | None, reason: str) -> InputError:
         """Make the error that names file, row and reason."""
-        return InputError(f"{self.place(row, line)}: {reason}")
+        return RowError(self.place(row, line), reason)
 
 
 def missing_column(column: str, names: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,7 +38,7 @@ class ParquetReader(Reader):
         self.id_column = id_column
         self._column = DEFAULT_COLUMN if column is None else column
         self._done = 0
-        self._handle = _open(path, compression)
+        self._handle = unpacked(path, compression)
         try:
             self._file = pq.ParquetFile(
                 self._handle,
@@ -52,28 +52,14 @@ class ParquetReader(Reader):
             raise InputError(f"{path}: not a readable Parquet file: {one_line(error)}") from error
         self.rows = self._file.metadata.num_rows
         try:
-            self._check_column(schema, self._column, "a string", _is_text)
+            find_column(path, schema, self._column, *TEXT)
             self.id_type = pa.int64()
             if id_column is not None:
-                kind = self._check_column(schema, id_column, "a string or integer", _is_id)
+                kind = find_column(path, schema, id_column, *ID)
                 self.id_type = pa.string() if pa.types.is_string_view(kind) else kind
         except BaseException:
             self._handle.close()
             raise
-
-    def _check_column(self, schema: Any, column: str, expected: str, fits: Any) -> Any:
-        found = schema.get_all_field_indices(column)
-        if not found:
-            raise InputError(f"{self.path}: {missing_column(column, schema.names)}")
-        if len(found) > 1:
-            raise InputError(f"{self.path}: {len(found)} columns are named {column!r}")
-        kind = schema.field(found[0]).type
-        value_type = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not fits(value_type):
-            raise InputError(
-                f"{self.path}: column {column!r} has the type {kind}, expected {expected} column"
-            )
-        return value_type
 
     def __iter__(self) -> Iterator[Record]:
         columns = [self._column]
@@ -109,7 +95,7 @@ class ParquetReader(Reader):
         try:
             values: list[Any] = array.to_pylist()
         except UnicodeDecodeError as error:
-            row = first + _first_undecodable(array) + 1
+            row = first + first_undecodable(array) + 1
             reason = f"column {column!r} is not valid UTF-8 (byte {error.start} of the text)"
             raise self.bad_row(row, None, reason) from error
         return values
@@ -145,28 +131,69 @@ def decoded_batches(
         first += len(batch)
 
 
-def _open(path: Path, compression: str | None) -> IO[bytes]:
+def unpacked(path: Path | str, compression: str | None, file: IO[bytes] | None = None) -> IO[bytes]:
+    """Open a file that is read at any place; a compressed one is unpacked into one without a name.
+
+    Args:
+        path: the file.
+        compression: as ``ByteSource`` has it.
+        file: the file, where it is open already.
+
+    Raises:
+        InputError: it can not be opened or unpacked.
+    """
     if compression is None:
+        if file is not None:
+            return file
         try:
             return open(path, "rb")
         except OSError as error:
             raise InputError(f"{path}: can not be opened: {error.strerror}") from error
-    source = ByteSource(path, compression)
-    unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - the reader closes it
+    source = ByteSource(path, compression, file)
+    whole = tempfile.TemporaryFile()  # noqa: SIM115 - the reader closes it
     try:
         for chunk in source.chunks():
-            unpacked.write(chunk)
-        unpacked.seek(0)
+            whole.write(chunk)
+        whole.seek(0)
     except OSError as error:
-        unpacked.close()
+        whole.close()
         where = tempfile.gettempdir()
         raise InputError(f"{path}: can not be unpacked in {where}: {error.strerror}") from error
     except BaseException:
-        unpacked.close()
+        whole.close()
         raise
     finally:
         source.close()
-    return unpacked
+    return whole
+
+
+def find_column(
+    path: Path | str, schema: Any, column: str, expected: str, fits: Callable[[Any], bool]
+) -> Any:
+    """Find a column and give its pyarrow type, of a dictionary that of its values.
+
+    Args:
+        path: the file, for messages.
+        schema: pyarrow's.
+        column: its name.
+        expected: what it should hold, in words.
+        fits: whether a type is that.
+
+    Raises:
+        InputError: there is none, or more than one, or it is of another type.
+    """
+    found = schema.get_all_field_indices(column)
+    if not found:
+        raise InputError(f"{path}: {missing_column(column, schema.names)}")
+    if len(found) > 1:
+        raise InputError(f"{path}: {len(found)} columns are named {column!r}")
+    kind = schema.field(found[0]).type
+    value_type = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not fits(value_type):
+        raise InputError(
+            f"{path}: column {column!r} has the type {kind}, expected {expected} column"
+        )
+    return value_type
 
 
 def _is_text(kind: Any) -> bool:
@@ -178,10 +205,16 @@ def _is_id(kind: Any) -> bool:
     return _is_text(kind) or bool(pa.types.is_integer(kind))
 
 
-def _first_undecodable(array: Any) -> int:
+def first_undecodable(array: Any) -> int:
+    """Find the first value of a string array that is not valid UTF-8."""
     for index in range(len(array)):
         try:
             array[index].as_py()
         except UnicodeDecodeError:
             return index
     raise AssertionError("no value of the array is undecodable")
+
+
+# What a column should hold, in words, and whether a type is that; for ``find_column``.
+TEXT = ("a string", _is_text)
+ID = ("a string or integer", _is_id)

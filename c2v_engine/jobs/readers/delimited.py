@@ -55,7 +55,7 @@ class CsvReader(SourceReader):
         try:
             return next(self._rows, None)
         except csv.Error as error:
-            reason = _reason(str(error), start)
+            reason = csv_reason(str(error), start)
             if row == 0:
                 raise InputError(f"{self.path}, header (line {start}): {reason}") from error
             raise self.bad_row(row, start, reason) from error
@@ -101,7 +101,7 @@ class CsvReader(SourceReader):
         return Record(text, key, line)
 
 
-def _reason(message: str, line: int) -> str:
+def csv_reason(message: str, line: int) -> str:
     """Say in a user's words what the csv module found."""
     if "field larger than field limit" in message:
         return f"a field longer than {MAX_FIELD_CHARACTERS} characters; is a quote left open here?"

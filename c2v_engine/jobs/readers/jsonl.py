@@ -23,17 +23,22 @@ class JsonLinesReader(SourceReader):
     """
 
     def __init__(
-        self, path: Path, compression: str | None, column: str | None, id_column: str | None
+        self,
+        path: Path,
+        compression: str | None,
+        column: str | None,
+        id_column: str | None,
+        source: ByteSource | None = None,
     ) -> None:
         self.path = path
         self.id_column = id_column
         self.id_type = pa.int64() if id_column is None else pa.string()
         self._column = DEFAULT_COLUMN if column is None else column
-        self._source = ByteSource(path, compression)
+        self._source = source or ByteSource(path, compression)
 
     def __iter__(self) -> Iterator[Record]:
         for line, row in self.objects():
-            yield self._record(line, row)
+            yield self.record(line, row)
 
     def objects(self) -> Iterator[tuple[Line, dict[str, Any]]]:
         """Give every line and the object in it, with all its keys.
@@ -48,7 +53,7 @@ class JsonLinesReader(SourceReader):
                 continue
             if blank is not None:
                 raise self.bad_row(blank, blank, "a blank line, expected a JSON object")
-            yield line, self._parse(line)
+            yield line, self.parse(line)
 
     def text(self, line: Line, row: dict[str, Any], column: str) -> str:
         """Give a column's text.
@@ -63,7 +68,12 @@ class JsonLinesReader(SourceReader):
             self._check_unicode(text, column, line)
         return text
 
-    def _record(self, line: Line, row: dict[str, Any]) -> Record:
+    def record(self, line: Line, row: dict[str, Any]) -> Record:
+        """Give a row's text and id.
+
+        Raises:
+            InputError: one of them can not be used.
+        """
         text = self.text(line, row, self._column)
         if self.id_column is None:
             return Record(text, line.number - 1, line.number)
@@ -78,7 +88,12 @@ class JsonLinesReader(SourceReader):
             self._check_unicode(key, self.id_column, line)
         return Record(text, key, line.number)
 
-    def _parse(self, line: Line) -> dict[str, Any]:
+    def parse(self, line: Line) -> dict[str, Any]:
+        """Read the object in a line.
+
+        Raises:
+            InputError: there is none.
+        """
         text = self._source.decode(line)
         try:
             row = json.loads(text)

@@ -6,12 +6,13 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from c2v_engine.errors import InputError
-from c2v_engine.jobs.readers.base import Reader, one_line
+from c2v_engine.jobs.readers.base import Reader, RowError, one_line
 
 CHUNK_BYTES = 64 * 1024
+SKIP_BYTES = 4 * 1024 * 1024
 MAX_LINE_BYTES = 256 * 1024 * 1024
 UTF8_BOM = b"\xef\xbb\xbf"
 UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
@@ -35,21 +36,27 @@ class ByteSource:
 
     Args:
         path: the file.
-        compression: ``"gzip"``, ``"zstd"`` or None.
+        compression: ``"gzip"``, ``"zstd"``, ``"bz2"``, ``"lz4"`` or None.
+        file: the file, where it is open already; it is closed with the source.
 
     Raises:
         InputError: the file can not be opened.
     """
 
-    def __init__(self, path: Path, compression: str | None) -> None:
+    def __init__(
+        self, path: Path | str, compression: str | None, file: IO[bytes] | None = None
+    ) -> None:
         self.path = path
         self.compression = compression
-        try:
-            self._raw = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
-        except OSError as error:
-            raise InputError(f"{path}: can not be opened: {error.strerror}") from error
-        status = os.fstat(self._raw.fileno())
-        self._size = status.st_size if stat.S_ISREG(status.st_mode) else None
+        self._size: int | None = None
+        if file is None:
+            try:
+                file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
+            except OSError as error:
+                raise InputError(f"{path}: can not be opened: {error.strerror}") from error
+            status = os.fstat(file.fileno())
+            self._size = status.st_size if stat.S_ISREG(status.st_mode) else None
+        self._raw: Any = file
         self._stream: Any = self._raw
         self._consumed = 0
         if compression is not None:
@@ -69,8 +76,8 @@ class ByteSource:
             return None
         return min(1.0, self._consumed / self._size) if self._size else 1.0
 
-    def chunks(self) -> Iterator[bytes]:
-        """Give the decompressed bytes.
+    def chunks(self, size: int = CHUNK_BYTES) -> Iterator[bytes]:
+        """Give the decompressed bytes, so many at a time at most.
 
         Raises:
             InputError: a read failed, or the compressed data are broken or cut short.
@@ -78,7 +85,7 @@ class ByteSource:
         done = 0
         while True:
             try:
-                chunk: bytes = self._stream.read(CHUNK_BYTES)
+                chunk: bytes = self._stream.read(size)
             except OSError as error:
                 if error.errno is not None or self.compression is None:
                     reason = f"can not be read: {error.strerror or one_line(error)}"
@@ -91,13 +98,37 @@ class ByteSource:
             self._consumed = self._raw.tell() if self._size is not None else done
             yield chunk
 
-    def lines(self) -> Iterator[Line]:
+    def skip(self, size: int) -> None:
+        """Pass over bytes of text; to be called before anything is read.
+
+        Raises:
+            InputError: as ``chunks``.
+        """
+        if self.compression is None:
+            self._raw.seek(size)
+            return
+        while size > 0:
+            try:
+                part = len(self._stream.read(min(size, SKIP_BYTES)))
+            except OSError as error:
+                raise InputError(
+                    f"{self.path}: broken or truncated {self.compression} data: {one_line(error)}"
+                ) from error
+            if not part:
+                return
+            size -= part
+
+    def lines(self, number: int = 0, offset: int = 0) -> Iterator[Line]:
         r"""Give the lines, ended by ``\n`` alone; a byte-order mark is taken off the first.
+
+        Args:
+            number: of the lines that were passed over.
+            offset: of the bytes that were.
 
         Raises:
             InputError: as ``chunks``, or a line is longer than ``MAX_LINE_BYTES``.
         """
-        number = offset = held = 0
+        held = 0
         parts: list[bytes] = []
         for chunk in self.chunks():
             first, *rest = chunk.split(b"\n")
@@ -134,9 +165,8 @@ class ByteSource:
             hint = ""
             if line.number == 1 and line.data.startswith(UTF16_BOMS):
                 hint = "; the file looks like UTF-16, convert it to UTF-8"
-            raise InputError(
-                f"{self.path}, line {line.number}: not valid UTF-8 ({place}){hint}"
-            ) from error
+            reason = f"not valid UTF-8 ({place}){hint}"
+            raise RowError(f"{self.path}, line {line.number}", reason) from error
 
 
 class SourceReader(Reader):
