@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from c2v_engine.errors import ConfigError, OutputError
+from c2v_engine.jobs.corpus.layout import LOCK_NAME
 from c2v_engine.training.config import TrainConfig
 from c2v_engine.training.data import DataSet
 
@@ -30,7 +28,8 @@ def check_output(output: Path, resume: bool) -> None:
         raise OutputError(f"{output}: is a file, expected a folder or nothing")
     if resume and not (output / RUN_NAME).is_file():
         raise OutputError(f"{output}: holds no run to resume")
-    if not resume and output.exists() and any(p.name != DATA_FOLDER for p in output.iterdir()):
+    left = {DATA_FOLDER, LOCK_NAME}  # by a run that failed before it began
+    if not resume and output.exists() and any(p.name not in left for p in output.iterdir()):
         raise OutputError(f"{output}: is not empty; resume its run, or choose another output")
 
 
@@ -89,29 +88,6 @@ def _has_steps(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(state, dict) and {"global_step", "max_steps"} <= set(state)
-
-
-@contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Keep other runs out of a folder.
-
-    Raises:
-        OutputError: one is writing there.
-    """
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        yield
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(output, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise OutputError(f"{output}: another run is writing there") from None
-    finally:
-        os.close(descriptor)
 
 
 def step_of(checkpoint: Path) -> int:

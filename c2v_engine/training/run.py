@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from c2v_engine.errors import ConfigError, MissingPackageError, TextError
+from c2v_engine.jobs.corpus.locking import locked
 from c2v_engine.model.config import Causal2VecConfig
 from c2v_engine.training.arguments import (
     Prompts,
@@ -28,7 +29,6 @@ from c2v_engine.training.record import (
     check_output,
     check_record,
     last_checkpoint,
-    locked,
     make_record,
     step_of,
     write_record,
@@ -84,7 +84,7 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     process = PartialState(cpu=on_cpu(config))
     check_output(output, resume)
     process.wait_for_everyone()  # nobody looks at what another one writes
-    with locked(output) if process.is_main_process else nullcontext():
+    with locked(output, "run") if process.is_main_process else nullcontext():
         return _train(config, output, process, resume, quiet)
 
 

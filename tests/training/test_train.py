@@ -18,10 +18,11 @@ from training_pairs import pairs, write_jsonl, write_run
 
 from c2v_engine import Causal2Vec
 from c2v_engine.errors import CheckpointError, ConfigError, InputError, OutputError
+from c2v_engine.jobs.corpus.locking import locked
 from c2v_engine.reference import Causal2VecReference
 from c2v_engine.training.config import TrainConfig
 from c2v_engine.training.metrics import read_metrics
-from c2v_engine.training.record import last_checkpoint, locked
+from c2v_engine.training.record import last_checkpoint
 from c2v_engine.training.run import train
 
 TEXTS = ["", "how to open file 3", "Open the file numbered 3 and return it."]
@@ -235,7 +236,10 @@ def test_a_checkpoint_that_lost_a_file_is_not_resumed(tmp_path, checkpoint, name
 
 
 def test_a_folder_in_which_a_run_writes_is_refused(tmp_path, checkpoint):
-    with locked(tmp_path / "run"), pytest.raises(OutputError, match="another run is writing"):
+    with (
+        locked(tmp_path / "run", "run"),
+        pytest.raises(OutputError, match="another run is writing"),
+    ):
         run(tmp_path, checkpoint(), steps=1)
 
 
