@@ -4,7 +4,17 @@ A file holds the commands of one subject and registers them with ``app`` when it
 Everything heavy is imported inside the commands, so that ``c2v --help`` answers at once.
 """
 
-from c2v_engine.cli import encoding, evaluation, mining, models, search, training
+from c2v_engine.cli import corpora, encoding, evaluation, mining, models, search, training
 from c2v_engine.cli.app import app, main
 
-__all__ = ["app", "encoding", "evaluation", "main", "mining", "models", "search", "training"]
+__all__ = [
+    "app",
+    "corpora",
+    "encoding",
+    "evaluation",
+    "main",
+    "mining",
+    "models",
+    "search",
+    "training",
+]

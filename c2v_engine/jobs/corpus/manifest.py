@@ -45,11 +45,12 @@ class Totals:
 class Manifest:
     """The records of a job's units, on disk; of each only its place is held in memory.
 
-    Only who holds the folder's lock may open it. What can not be believed of it is dropped, so that
-    the units are done again.
+    What can not be believed of it is dropped, so that the units are done again; only who holds the
+    folder's lock may have the file repaired, and append to it.
 
     Args:
         folder: the job's.
+        repair: whether the file itself is rid of what is dropped.
 
     Attributes:
         path: the file.
@@ -60,7 +61,7 @@ class Manifest:
         OutputError: it can not be read, or not be repaired.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, repair: bool = True) -> None:
         self.folder = folder
         self.path = folder / MANIFEST_NAME
         self.notes: list[str] = []
@@ -70,13 +71,18 @@ class Manifest:
         self._size = 0
         self._descriptor: int | None = None
         whole = self._read()
-        if not whole:
+        if repair and not whole:
             self._rewrite(self._offsets)
 
     @classmethod
     def open(cls, folder: Path) -> Manifest:
-        """Open a folder's manifest; a folder without one has none of its units done."""
+        """Open a folder's manifest to go on with it, under its lock; it may be missing."""
         return cls(folder)
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Open a folder's manifest to read it; nothing is changed."""
+        return cls(folder, repair=False)
 
     @property
     def done(self) -> Collection[int]:

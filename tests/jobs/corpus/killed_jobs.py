@@ -17,10 +17,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from c2v_engine.jobs.corpus.verify import verify_job
-
 import c2v_engine
 from c2v_engine.jobs.corpus.job import CorpusJob, CorpusOptions
+from c2v_engine.jobs.corpus.verify import verify_job
 
 # Calls by which a job changes its folder.
 CALLS = ("open", "replace", "write", "pwrite", "fsync", "unlink", "truncate", "ftruncate")

@@ -63,6 +63,7 @@ def write_job(folder, *, rows=50, size=20, units=None, format="parquet", bad=(),
         "dimension": DIMENSION,
         "on_error": on_error,
         "id_column": "id",
+        "input": "digest",
     }
     claim(folder, about, {"c2v_engine": "0"})
     manifest = Manifest.open(folder)
