@@ -44,7 +44,7 @@ StoredPrecision = Annotated[
 @app.command()
 def search(
     index: Annotated[
-        Path, typer.Argument(metavar="INDEX", help=".parquet, .npy or .usearch, as encoded.")
+        Path, typer.Argument(metavar="INDEX", help="What c2v encode, merge or index wrote.")
     ],
     questions: Annotated[
         list[str], typer.Argument(metavar="QUESTION...", help="Texts; - reads lines of stdin.")
@@ -121,7 +121,7 @@ def search(
 @app.command(name="index")
 def build_index(
     source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help=".parquet or .npy from c2v encode.")
+        Path, typer.Argument(metavar="INPUT", help="What c2v encode or merge wrote.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help=".usearch.")],
     connectivity: Annotated[int, typer.Option(min=2, help="Neighbours of a node.")] = 16,

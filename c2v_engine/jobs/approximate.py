@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from c2v_engine.errors import BackendError, InputError, OutputError
+from c2v_engine.jobs.corpus.layout import MANIFEST_NAME
 from c2v_engine.jobs.decoding import RANGED
 from c2v_engine.jobs.output import AtomicFile, check_place
 from c2v_engine.jobs.search import APPROXIMATE, EmbeddingIndex, ExactIndex
@@ -87,8 +88,9 @@ class ApproximateIndex(EmbeddingIndex):
 
     def _ids(self, rows: list[int]) -> list[str | int]:
         if self._vectors is None:
-            if not self._source.is_file() or _stamp(self._source) != self._stamp:
-                state = "has changed" if self._source.is_file() else "is gone"
+            source = _stamped(self._source)
+            if not source.is_file() or _stamp(source) != self._stamp:
+                state = "has changed" if source.is_file() else "is gone"
                 raise InputError(
                     f"{self.path}: the file with its ids, {self._source}, {state}: put it back or "
                     "run c2v index again"
@@ -101,7 +103,7 @@ class IndexJob:
     """Builds a graph from a file of embeddings; leaving it removes what is unfinished.
 
     Args:
-        source: ``.parquet`` or ``.npy`` from ``c2v encode``, any precision but packed bits.
+        source: what ``c2v encode`` wrote, a file or a folder, in any precision but packed bits.
         output: ``.usearch``.
         precision: as ``EmbeddingIndex.open`` takes it.
         overwrite: replace an output that exists.
@@ -184,7 +186,7 @@ class IndexJob:
             "format_version": FORMAT_VERSION,
             "graph": _stamp(self._target.temporary),
             "source": os.path.relpath(source, self._target.path.parent),
-            "stamp": _stamp(source),
+            "stamp": _stamp(_stamped(source)),
             "rows": self._exact.rows,
             "about": self._exact.about,
         }
@@ -226,6 +228,11 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
         raise InputError(f"{beside}: not as c2v index writes it: run c2v index again")
     result: dict[str, Any] = about
     return result
+
+
+def _stamped(source: Path) -> Path:
+    """The file that says whether a source was written anew: of a folder, what records its files."""
+    return source / MANIFEST_NAME if source.is_dir() else source
 
 
 def _stamp(path: Path) -> str:

@@ -69,7 +69,8 @@ class EmbeddingIndex(ABC):
         """Open an index.
 
         Args:
-            path: ``.parquet`` or ``.npy`` from ``c2v encode``, or ``.usearch`` from ``c2v index``.
+            path: a file or a folder from ``c2v encode``, a file from ``c2v merge``, or ``.usearch``
+                from ``c2v index``.
             precision: of the embeddings, where the file does not say it (int8 and uint8 in .npy).
             truncate_dim: dimensions of the embeddings, where the file does not say it: packed bits
                 in .npy may fill their last byte or not.

@@ -146,21 +146,29 @@ class ParquetVectors(VectorFile):
 
 
 def open_vectors(path: Path) -> VectorFile:
-    """Open what ``c2v encode`` wrote.
+    """Open what ``c2v encode`` or ``c2v merge`` wrote: a file, or a folder of shards.
 
     Raises:
-        InputError: the file is missing, damaged, or holds no embeddings.
+        InputError: it is missing, damaged, not finished, or holds no embeddings.
     """
+    if path.is_dir():
+        from c2v_engine.jobs.corpus.vectors import open_job
+
+        return open_job(path)
     if not path.is_file():
         kind = "not a file" if path.exists() else "no such file"
         raise InputError(f"{path}: {kind}")
-    if path.suffix.lower() == ".npy":
+    if path.suffix.lower() == ".npy" and not path.with_suffix(".ids.parquet").exists():
         return NpyVectors(path)
     if path.suffix.lower() == ".parquet":
         return ParquetVectors(path)
+    if path.suffix.lower() in (".npy", ".arrow", ".safetensors"):
+        from c2v_engine.jobs.corpus.vectors import open_merged
+
+        return open_merged(path)
     raise InputError(
         f"{path}: unknown extension {path.suffix!r}; known are .parquet and .npy, as c2v encode "
-        "writes them, and .usearch, as c2v index does"
+        "writes them, .arrow and .safetensors, as c2v merge does, and .usearch, as c2v index does"
     )
 
 

@@ -264,7 +264,7 @@ def test_what_is_no_index_is_refused(tmp_path):
     pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "about.parquet")
     for name, reason in {
         "missing.npy": "no such file",
-        "folder.npy": "not a file",
+        "folder.npy": "holds no job",
         "a.faiss": "no such file",
         "flat.npy": r"an array of shape \[4\]",
         "double.npy": "embeddings of float64, expected one of float32",

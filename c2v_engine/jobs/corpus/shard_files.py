@@ -206,7 +206,7 @@ def open_files(paths: Sequence[Path]) -> ShardReader:
     """
     if len(paths) == 2:
         return PairShard(paths[0], paths[1])
-    if paths[0].suffix == ".arrow":
+    if paths[0].suffix.lower() == ".arrow":
         return ArrowShard(paths[0])
     return ParquetShard(paths[0])
 
@@ -218,7 +218,7 @@ def _parquet(path: Path) -> Any:
 def _mapped(path: Path) -> NDArray[Any]:
     """Map the array of a file into memory."""
     array: NDArray[Any]
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     else:
         with safe_open(path, "np") as file:  # which checks the header

@@ -8,6 +8,8 @@ import os
 import re
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from made_shards import write_job, write_unit
 
 from c2v_engine.errors import OutputError
@@ -120,6 +122,29 @@ def test_missing_and_moved_lines_are_noted(tmp_path):
     assert sum("does not follow the line before it" in note for note in manifest.notes) == 4
     assert any("records unit 3 a second time" in note for note in manifest.notes)
     assert Manifest.open(tmp_path).notes == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_no_damage_makes_it_say_what_was_not_written(tmp_path_factory, data):
+    """Bytes changed, lost or doubled anywhere: what is believed is what was recorded."""
+    folder = tmp_path_factory.mktemp("damaged")
+    records = made_manifest(folder, rejects=1)
+    path = folder / "manifest.jsonl"
+    text = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        first = data.draw(st.integers(0, len(text) - 1))
+        after = min(len(text), first + data.draw(st.integers(0, 400)))
+        text[first:after] = data.draw(st.sampled_from([b"", b"\n", b"7", text[first:after] * 2]))
+        text = text or bytearray(b"\n")
+    path.write_bytes(text)
+    manifest = Manifest.open(folder)
+    kept = list(manifest.records())
+    assert all(record in records for record in kept)
+    assert manifest.totals.rows == 10 * len(kept)
+    again = Manifest.open(folder)
+    assert again.notes == []
+    assert list(again.records()) == kept
 
 
 def test_an_empty_manifest_has_nothing_done(tmp_path):
