@@ -229,7 +229,8 @@ class CorpusJob:
             )
             check_shards(self.folder, options.format, plan.schema, encode.precision, nulls=nulls)
             plan.save(self.folder / PLAN_NAME)
-        claim(self.folder, {**identity, "input": plan.digest}, versions())
+        decides = {**identity, "rows": plan.rows, "input": plan.digest}
+        claim(self.folder, decides, versions())
         dtype = np.dtype(DTYPES[encode.precision]).name
         about = None
         if options.cache is not None:
