@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 
 
 @contextlib.contextmanager
 def local_ray(cpus):
     """Start it with so many CPUs, whatever the machine has, and end it."""
+    before = os.environ.get("PYTHONPATH")
+    # Actors find the modules of the tests as the tests do.
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -29,3 +33,7 @@ def local_ray(cpus):
         yield
     finally:
         ray.shutdown()
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
