@@ -71,8 +71,8 @@ def choose_engine(
     chosen: EngineOptions, encode: EncodeOptions, workers: int | None, ray: str | None
 ) -> Encoder | Fleet:
     """The engine in this process, or the workers that the options ask for."""
-    if sum(value is not None for value in (chosen.devices, workers, ray)) > 1:
-        fail("--devices, --workers and --ray exclude each other")
+    if chosen.devices is not None and (workers is not None or ray is not None):
+        fail("--devices and " + ("--workers" if ray is None else "--ray") + " exclude each other")
     if chosen.devices is None and workers is None and ray is None:
         return chosen.load()
     from c2v_engine.jobs.corpus.fleet import ProcessFleet
@@ -82,9 +82,9 @@ def choose_engine(
         chosen.model, chosen.device, chosen.dtype, chosen.attention, chosen.deterministic
     )
     if ray is not None:
-        from c2v_engine.integrations.ray import RayFleet
+        from c2v_engine.jobs.corpus.ray_fleet import RayFleet
 
-        return RayFleet(spec, encode, address=ray)
+        return RayFleet(spec, encode, address=ray, workers=workers)
     if workers is not None:
         if chosen.device not in ("auto", "cpu"):
             fail(f"--workers starts processes on the CPU, and --device is {chosen.device}")

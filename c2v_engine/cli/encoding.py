@@ -95,7 +95,7 @@ def encode(
         Path | None, typer.Option(help="Folder: file of known embeddings, read and added to.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Folder: so many processes on the CPU.")
+        int | None, typer.Option(min=1, help="Folder: so many processes on the CPU, or Ray actors.")
     ] = None,
     ray: Annotated[
         str | None, typer.Option(help="Folder: address of a Ray cluster; local starts one here.")
