@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from threading import Lock
 from typing import Any
 
 import torch
@@ -18,9 +17,10 @@ from c2v_engine.errors import BackendError, TextError
 from c2v_engine.model.checkpoint import Checkpoint
 from c2v_engine.model.pooling import OutputFormat
 from c2v_engine.runtime.batches import Batch, Budget, Gathered, Window
+from c2v_engine.runtime.counting import Counter
 from c2v_engine.runtime.execution import Embedded, Execution, UnderWay
 from c2v_engine.runtime.graphs import FEWEST_TOKENS, MOST_TOKENS
-from c2v_engine.runtime.runner import EncodeStats, Runner
+from c2v_engine.runtime.runner import Runner
 from c2v_engine.runtime.shared_prompt import SharedPrompt, find_shared_prompt
 from c2v_engine.runtime.tokenization import CheckpointTokenizer, TokenizedText
 
@@ -75,8 +75,8 @@ class EmbeddingPipeline(Runner):
         self._fitting: int | None = None
         self._shared: dict[str, SharedPrompt] = {}
         self._threads = max(1, min(4, (os.cpu_count() or 1) // 2))
-        self.stats = EncodeStats()
-        self._counting = Lock()
+        self._counter = Counter()
+        self.stats = self._counter.stats
         self._process = os.getpid()
 
     def run(
@@ -113,7 +113,8 @@ class EmbeddingPipeline(Runner):
             while True:
                 failure: Exception | None = None
                 try:
-                    batch = next(batches, None)
+                    with self._counter.waiting():
+                        batch = next(batches, None)
                 except Exception as error:  # of the input, after texts that are good
                     batch, failure = None, error
                 if batch is None:
@@ -128,6 +129,7 @@ class EmbeddingPipeline(Runner):
             for _, under_way in flights:  # a call that failed or was given up
                 with contextlib.suppress(Exception):
                     under_way.result()
+                self._counter.end()
 
     @property
     def batch_tokens(self) -> int:
@@ -240,10 +242,14 @@ class EmbeddingPipeline(Runner):
 
     def _try(self, batch: Batch, call: _Call, budget: Budget) -> UnderWay | None:
         """Launch a batch; None where it does not fit in memory."""
+        self._counter.begin()
         try:
             return self._execution.launch(batch.texts, call.output, budget.tokens, batch.prompt)
-        except torch.OutOfMemoryError:
-            return None
+        except BaseException as error:
+            self._counter.end()
+            if isinstance(error, torch.OutOfMemoryError):
+                return None
+            raise
 
     def _collected(
         self, flights: deque[tuple[Batch, UnderWay]], call: _Call, most: int
@@ -251,7 +257,11 @@ class EmbeddingPipeline(Runner):
         """Wait for the oldest batches until so many are left; the windows that are whole."""
         while len(flights) > most:
             batch, under_way = flights.popleft()
-            self._collect(batch, under_way.result(), call)
+            try:
+                embedded = under_way.result()
+            finally:
+                self._counter.end()
+            self._collect(batch, embedded, call)
             window = batch.window
             if not window.missing:
                 assert window.block is not None
@@ -268,11 +278,7 @@ class EmbeddingPipeline(Runner):
             reason = "its embedding is not finite: weights hold NaN, or dtype or precision overflow"
             raise TextError(batch.window.row_of(bad), reason)
         count = batch.window.put(batch.numbers, embeddings)
-        with self._counting:  # calls of several threads
-            self.stats.texts += count
-            self.stats.tokens += batch.rows
-            self.stats.encoder_tokens += sum(text.encoder_tokens for text in batch.texts)
-            self.stats.batches += 1
+        self._counter.add(batch, count)
         if call.report is not None:
             call.report(count)
 
@@ -318,9 +324,13 @@ class EmbeddingPipeline(Runner):
             for begin in range(0, len(order), _CHUNK_TEXTS):
                 numbers = order[begin : begin + _CHUNK_TEXTS]
                 chunk = [distinct[i] for i in numbers]
-                window.chunks.append((numbers, executor.submit(self._tokenizer, chunk, prompt)))
+                window.chunks.append((numbers, executor.submit(self._tokenize, chunk, prompt)))
             yield window
             first_row += len(window_texts)
+
+    def _tokenize(self, texts: Sequence[str], prompt: str) -> list[TokenizedText]:
+        with self._counter.tokenizing():
+            return self._tokenizer(texts, prompt)
 
     def _window_batches(self, window: Window, call: _Call, budget: Budget) -> Iterator[Batch]:
         """Batches of distinct texts; those that begin with the shared prompt apart from others."""

@@ -13,7 +13,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from copy import copy
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
@@ -257,7 +258,7 @@ def _send(
 
 
 def _embed(job: Job, runner: Runner) -> tuple[Done | Failed, torch.Tensor | None]:
-    before = asdict(runner.stats)
+    before = copy(runner.stats)
     ranges = None if job.ranges is None else torch.from_numpy(job.ranges)
     output = replace(job.output, ranges=ranges)
     try:
@@ -265,6 +266,5 @@ def _embed(job: Job, runner: Runner) -> tuple[Done | Failed, torch.Tensor | None
     except Exception as error:
         return Failed.of(job.number, error), None
     embeddings = (blocks[0] if len(blocks) == 1 else torch.cat(blocks)).contiguous()
-    after = asdict(runner.stats)
-    stats = EncodeStats(**{name: after[name] - before[name] for name in after})
+    stats = runner.stats.since(before)
     return Done(job.number, embeddings.dtype, tuple(embeddings.shape), stats), embeddings

@@ -6,8 +6,9 @@ import operator
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 
 import torch
 
@@ -168,6 +169,7 @@ class WorkerPool(Runner):
         self._info = ready[0].info | {"device": ", ".join(self.devices)}
         self._batch_tokens = max(one.batch_tokens for one in ready)
         self.stats = EncodeStats()
+        self._counting = Lock()
         dtypes = [(one.placement.dtype, one.placement.weights) for one in ready]
         if len(set(dtypes)) > 1:
             self.close()
@@ -245,10 +247,8 @@ class WorkerPool(Runner):
             unit.window.fail(outcome.error, unit.texts)
             return
         count = unit.window.put(unit.texts, outcome.embeddings)
-        self.stats.texts += count
-        self.stats.tokens += outcome.stats.tokens
-        self.stats.encoder_tokens += outcome.stats.encoder_tokens
-        self.stats.batches += outcome.stats.batches
+        with self._counting:  # calls of several threads
+            self.stats.add(replace(outcome.stats, texts=count))
         if report is not None:
             report(count)
 

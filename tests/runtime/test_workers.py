@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,15 @@ def test_stats_and_progress_count_equal_texts_each_and_compute_them_once(fakes):
     assert after["texts"] - before["texts"] == sum(steps) == 20
     assert after["tokens"] - before["tokens"] == 5
     assert after["batches"] > before["batches"]
+
+
+def test_a_pool_adds_up_the_seconds_and_lengths_of_its_workers(pooled):
+    before = replace(pooled.stats)
+    pooled.encode([*TEXTS, *TEXTS])
+    counted = pooled.stats.since(before)
+    assert counted.lengths.sum() == len(set(TEXTS))
+    assert counted.texts == 2 * len(TEXTS)
+    assert counted.busy_seconds > 0 < counted.tokenize_seconds
 
 
 def test_a_bad_text_of_the_real_thing_is_named(pooled, small_windows):
