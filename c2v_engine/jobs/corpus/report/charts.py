@@ -35,8 +35,9 @@ svg .event { stroke: var(--event); stroke-width: 1.5; stroke-dasharray: 4 3; }
 # More upright lines than this hide what they stand in.
 MOST_RUNS = 40
 
-_LETTER = 7.3  # about the width of one, at 13 pixels
-_SMALL_LETTER = 6.7
+# About the width of one in a wide typeface, at 13 and 12 pixels.
+_LETTER = 7.9
+_SMALL_LETTER = 7.5
 _ROUND_SECONDS = (
     *(1, 2, 5, 10, 15, 30),
     *(60 * n for n in (1, 2, 5, 10, 15, 30)),
@@ -88,15 +89,16 @@ def markup(text: object) -> str:
     return escape(_CONTROL.sub("\ufffd", str(text)))
 
 
-def bar_chart(title: Title, bars: Sequence[Bar], width: int) -> str:
+def bar_chart(title: Title, bars: Sequence[Bar], width: int, most: float | None = None) -> str:
     """Horizontal bars, each below its label: labels may be long.
 
     Args:
         title: of the chart.
         bars: from the top down.
         width: in pixels.
+        most: value of a bar as long as there is room for; None for the largest one.
     """
-    most = max((bar.value for bar in bars), default=0.0)
+    most = most or max((bar.value for bar in bars), default=0.0)
     parts, y = [], 0.0
     for bar in bars:
         room = width - _LETTER * (len(bar.text) + 2)
@@ -113,19 +115,22 @@ def bar_chart(title: Title, bars: Sequence[Bar], width: int) -> str:
     return _svg(title, width, max(y - 10, 1), parts)
 
 
-def column_chart(title: Title, columns: Sequence[Bar], width: int, height: int = 200) -> str:
+def column_chart(title: Title, columns: Sequence[Bar], width: int, height: int = 190) -> str:
     """Upright columns side by side, of a histogram.
 
     Args:
         title: of the chart.
-        columns: from the left; a label that finds no room is left out, and so is a text.
+        columns: from the left; a label that finds no room is left out. Where texts find none,
+            only the largest column has one.
         width: in pixels.
         height: likewise.
     """
-    scale = value_scale(max((column.value for column in columns), default=0.0))
-    left, top, bottom = _margin(scale), 20.0, height - 40.0
+    most = max((column.value for column in columns), default=0.0)
+    scale = value_scale(most)
+    left, top, bottom = _margin(scale), 20.0, height - 28.0
     parts = _rules(scale, left, width, top, bottom)
     each = (width - left) / max(1, len(columns))
+    roomy = all((len(column.text) + 0.7) * _SMALL_LETTER < each for column in columns)
     every = math.ceil(
         max((len(column.label) + 1 for column in columns), default=1) * _SMALL_LETTER / each
     )
@@ -138,7 +143,7 @@ def column_chart(title: Title, columns: Sequence[Bar], width: int, height: int =
             f'<rect class="bar" x="{x + 0.1 * each:.1f}" y="{bottom - tall:.1f}" '
             f'width="{0.8 * each:.1f}" height="{tall:.1f}"/>',
         ]
-        if column.value > 0 and len(column.text) * _SMALL_LETTER < 1.1 * each:
+        if column.value > 0 and (roomy or column.value == most):
             parts.append(_label(middle, bottom - tall - 5, column.text))
         if i % every == 0:
             parts.append(_label(middle, bottom + 16, column.label))
@@ -201,11 +206,11 @@ def value_scale(most: float) -> Scale:
 
 def time_scale(most: float) -> Scale:
     """An axis of seconds with marks at round durations."""
-    marks = 6
+    marks = 8
     rounds = [s for s in _ROUND_SECONDS if s * marks >= most]
     if not rounds:
         rounds = [86_400 * math.ceil(most / marks / 86_400)]
-    if most < 6:
+    if most < 8:
         found = value_scale(most)
         return Scale(
             most, [(value, f"{value:.2g} s" if value else "0") for value, _ in found.marks]

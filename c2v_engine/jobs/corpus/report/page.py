@@ -29,6 +29,8 @@ from c2v_engine.jobs.corpus.report.formats import (
 )
 
 _WIDTHS = {"narrow": 340, "wide": 720}
+_START_COLUMNS = {"Begun (UTC)": "short", "Ran": "number", "Rows": "number", "Ended": "text"}
+_DEATH_COLUMNS = {"Worker": "text", "How": "text", "Units": "text"}
 _MOST_REASONS = 12
 _MOST_ROWS = 50
 
@@ -55,9 +57,9 @@ p { margin: 4px 0 12px; }
 .quiet { color: var(--quiet); font-size: 14px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; }
 .tiles { margin: 20px 0 0; padding: 0; }
-.tiles div { background: var(--card); border-radius: 8px; padding: 10px 14px; }
+.tiles div { background: var(--card); border-radius: 8px; padding: 10px 12px; }
 .tiles dt { color: var(--quiet); font-size: 14px; }
-.tiles dd { margin: 0; font-size: 21px; font-weight: 600; line-height: 1.3; }
+.tiles dd { margin: 0; font-size: 19px; font-weight: 600; line-height: 1.3; }
 .tiles .quiet { font-weight: 400; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 15px; }
@@ -66,7 +68,9 @@ th, td { vertical-align: top; }
 th { font-weight: 500; color: var(--quiet); }
 .facts td { overflow-wrap: anywhere; }
 .facts th { width: 35%; }
-.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.short { white-space: nowrap; }
+.number + * { padding-left: 12px; }
 .wide { display: none; }
 @media (min-width: 600px) { .wide { display: block; } .narrow { display: none; } }
 @media print { body { max-width: none; } h2 { break-after: avoid; } svg { break-inside: avoid; } }
@@ -127,8 +131,9 @@ def _heading(report: Mapping[str, Any], model: str) -> str:
     tiles = [
         ("Rows", number_text(report["rows"]), ""),
         ("Rejected", number_text(report["rows_rejected"]), ""),
-        ("Running time", duration_text(report["wall_seconds"]), _starts_text(report)),
     ]
+    if report["wall_seconds"]:
+        tiles.append(("Running time", duration_text(report["wall_seconds"]), _starts_text(report)))
     tiles += [
         (f"{name.title()} per second", number_text(rate["mean"]), f"median {_rate(rate)}")
         for name, rate in rates.items()
@@ -159,7 +164,7 @@ def _heading(report: Mapping[str, Any], model: str) -> str:
 def _speed(report: Mapping[str, Any]) -> str:
     parts = report["speed"]
     if not parts:
-        text = "Too short to be told over time: nothing was written down before its end."
+        text = "How the job went over time was not written down."
         return _section("Speed over time", f'<p class="quiet">{text}</p>')
     runs = [list(run) for _, run in groupby(parts, key=lambda part: part["session"])]
     note = "Time in which the job did not run is left out."
@@ -227,12 +232,13 @@ def _rejects(report: Mapping[str, Any]) -> str:
     if rest := counts[_MOST_REASONS:]:
         name = f"{number_text(len(rest))} more reasons"
         shown.append((name, sum(count for _, count in rest)))
-    bars = share_bars(shown, sum(reasons.values()))
+    counted = sum(reasons.values())
+    bars = share_bars(shown, counted)
     described = "; ".join(f"{bar.label}: {bar.text}" for bar in bars)
     title = Title("rejects", "Rejected rows by reason", f"{described}.")
     rows = number_text(report["rows"])
     note = f"{_count(total, 'row')} of {rows}, each with its place in rejected.jsonl."
-    chart = _both(partial(bar_chart, title, bars))
+    chart = _both(partial(bar_chart, title, bars, most=counted))
     return _section("Rejected rows", f'<p class="quiet">{note}</p>', chart)
 
 
@@ -243,16 +249,16 @@ def _starts(report: Mapping[str, Any]) -> str:
         return ""
     rows = [
         (
-            session["begun"].replace("T", " ").replace("+00:00", " UTC")
+            _moment_text(session["begun"])
             + (f" and {session['starts'] - 1:,} more" if session["starts"] > 1 else ""),
             duration_text(session["seconds"]),
             number_text(session["rows"]),
-            session["ended"] or "without a word",
+            session["ended"] or "killed, without notice",
         )
         for session in sessions[-_MOST_ROWS:]
     ]
     pieces = [_cut_note(len(sessions), "starts")]
-    pieces.append(_table(("Begun", "Ran", "Rows", "Ended"), rows, {1, 2}))
+    pieces.append(_table(_START_COLUMNS, rows))
     deaths = [death for session in sessions for death in session["deaths"]]
     if report["worker_deaths"]:
         dead = _count(report["worker_deaths"], "worker")
@@ -263,7 +269,7 @@ def _starts(report: Mapping[str, Any]) -> str:
             (death["worker"], death["reason"], ", ".join(map(str, death["units"])) or "none")
             for death in deaths[-_MOST_ROWS:]
         ]
-        pieces.append(_table(("Worker", "How", "Units"), told, set()))
+        pieces.append(_table(_DEATH_COLUMNS, told))
     return _section("Starts", *pieces)
 
 
@@ -277,8 +283,8 @@ def _facts(report: Mapping[str, Any]) -> str:
         "shards": f"{number_text(report['shards'])} ({report['format']})",
         "size": f"{size_text(report['bytes'])} ({report['bytes']:,} bytes)",
         "dimension": f"{number_text(report['dimension'])} ({report['precision']})",
-        "device time": duration_text(report["device_seconds"]),
-        "starts": number_text(report["starts"]),
+        "device time": duration_text(report["device_seconds"]) if report["starts"] else None,
+        "starts": number_text(report["starts"]) if report["starts"] else None,
         "workers that died": number_text(report["worker_deaths"]),
     }
     facts |= report["model"]
@@ -303,15 +309,16 @@ def _section(title: str, *pieces: str) -> str:
     return "\n".join(["<section>", f"<h2>{title}</h2>", *filter(None, pieces), "</section>"])
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: set[int]) -> str:
-    kinds = [' class="number"' if i in numbers else "" for i in range(len(head))]
+def _table(head: Mapping[str, str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; ``head`` has its columns' names, each with the class of its cells."""
     lines = ['<div class="scroll"><table>', "<tr>"]
-    lines += [
-        f'<th scope="col"{kind}>{markup(name)}</th>' for kind, name in zip(kinds, head, strict=True)
-    ]
+    lines += [f'<th scope="col" class="{kind}">{markup(name)}</th>' for name, kind in head.items()]
     lines.append("</tr>")
     for row in rows:
-        cells = [f"<td{kind}>{markup(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)]
+        cells = [
+            f'<td class="{kind}">{markup(cell)}</td>'
+            for kind, cell in zip(head.values(), row, strict=True)
+        ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return "\n".join([*lines, "</table></div>"])
 
@@ -325,6 +332,11 @@ def _cut_note(count: int, name: str, shown: int = _MOST_ROWS) -> str:
 def _range_text(bucket: Mapping[str, int]) -> str:
     first, last = bucket["from"], bucket["to"]
     return str(first) if first == last else f"{first}–{last}"
+
+
+def _moment_text(moment: str) -> str:
+    day, _, clock = moment.partition("T")
+    return f"{day} {clock[:5]}".strip()
 
 
 def _starts_text(report: Mapping[str, Any]) -> str:
