@@ -59,7 +59,7 @@ p { margin: 4px 0 12px; }
 .tiles { margin: 20px 0 0; padding: 0; }
 .tiles div { background: var(--card); border-radius: 8px; padding: 10px 12px; }
 .tiles dt { color: var(--quiet); font-size: 14px; }
-.tiles dd { margin: 0; font-size: 19px; font-weight: 600; line-height: 1.3; }
+.tiles dd { margin: 0; font-size: clamp(16px, 4.6vw, 19px); font-weight: 600; line-height: 1.3; }
 .tiles .quiet { font-weight: 400; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 15px; }
@@ -70,6 +70,7 @@ th { font-weight: 500; color: var(--quiet); }
 .facts th { width: 35%; }
 td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .short { white-space: nowrap; }
+td.text { min-width: 110px; }
 .number + * { padding-left: 12px; }
 .wide { display: none; }
 @media (min-width: 600px) { .wide { display: block; } .narrow { display: none; } }
