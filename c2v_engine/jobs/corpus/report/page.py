@@ -29,7 +29,7 @@ from c2v_engine.jobs.corpus.report.formats import (
 )
 
 _WIDTHS = {"narrow": 340, "wide": 720}
-_START_COLUMNS = {"Begun (UTC)": "short", "Ran": "number", "Rows": "number", "Ended": "text"}
+_START_COLUMNS = {"Begun (UTC)": "short", "Ran": "number", "Rows": "number", "Ended": "long"}
 _DEATH_COLUMNS = {"Worker": "text", "How": "text", "Units": "text"}
 _MOST_REASONS = 12
 _MOST_ROWS = 50
@@ -71,6 +71,7 @@ th { font-weight: 500; color: var(--quiet); }
 td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .short { white-space: nowrap; }
 td.text { min-width: 110px; }
+td.long { min-width: 230px; }
 .number + * { padding-left: 12px; }
 .wide { display: none; }
 @media (min-width: 600px) { .wide { display: block; } .narrow { display: none; } }
