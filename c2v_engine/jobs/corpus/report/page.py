@@ -220,7 +220,9 @@ def _stages(report: Mapping[str, Any]) -> str:
     ]
     described = "; ".join(f"{bar.label}: {bar.text}" for bar in bars)
     title = Title("stages", "Seconds of each stage", f"{described}.")
-    note = "Stages run side by side, in several threads: together they take longer than the job."
+    note = (
+        "Stages run side by side, in several threads: together they may take longer than the job."
+    )
     chart = _both(partial(bar_chart, title, bars))
     return _section("Where the time went", f'<p class="quiet">{note}</p>', chart)
 
