@@ -15,22 +15,24 @@ from typing import Any
 import numpy as np
 
 from c2v_engine._version import __version__
-from c2v_engine.errors import InputError
+from c2v_engine.errors import C2VError, InputError
 from c2v_engine.jobs.corpus.cache import cache_namespace
 from c2v_engine.jobs.corpus.coordinator import Coordinator, Death
 from c2v_engine.jobs.corpus.fleet import Fleet
 from c2v_engine.jobs.corpus.identity import begin_anew, claim, prepare_folder
 from c2v_engine.jobs.corpus.inputs import InputFile, check_unchanged, find_inputs
-from c2v_engine.jobs.corpus.layout import PLAN_NAME, REJECTED_NAME
+from c2v_engine.jobs.corpus.layout import PLAN_NAME, REJECTED_NAME, REPORT_NAMES
 from c2v_engine.jobs.corpus.locking import locked
 from c2v_engine.jobs.corpus.manifest import Manifest
 from c2v_engine.jobs.corpus.opening import EngineFacts
 from c2v_engine.jobs.corpus.plan import Plan, make_plan
 from c2v_engine.jobs.corpus.records import Unit
 from c2v_engine.jobs.corpus.recovery import recover, remove_temporaries
+from c2v_engine.jobs.corpus.report import JobFacts, count_reasons, write_report
 from c2v_engine.jobs.corpus.runner import Counters, RunnerOptions
 from c2v_engine.jobs.corpus.setup import JobSetup
 from c2v_engine.jobs.corpus.shards import check_shards, commit_shard, default_shard_rows
+from c2v_engine.jobs.corpus.timeline import Sample, Timeline
 from c2v_engine.jobs.corpus.writing import Finished
 from c2v_engine.jobs.encode import EncodeOptions, Encoder
 from c2v_engine.jobs.maker import stored_name
@@ -85,6 +87,7 @@ class CorpusSummary:
         seconds: of this start, from the first text on.
         tokens: decoder rows computed by this start.
         deaths: of workers, in this start.
+        precision: of the output.
         facts: of the engine.
     """
 
@@ -98,6 +101,7 @@ class CorpusSummary:
     seconds: float
     tokens: int
     deaths: int
+    precision: str
     facts: EngineFacts
 
 
@@ -136,6 +140,7 @@ class CorpusJob:
         self._counters: Callable[[], list[Counters]] = list
         self._done_before = 0
         self._fleet: Fleet | None = None
+        self._timeline: Timeline | None = None
         self._start = time.perf_counter()
 
     def __enter__(self) -> CorpusJob:
@@ -187,19 +192,33 @@ class CorpusJob:
         todo = [unit for unit in plan.units if unit.number not in manifest.done]
         self._done_before = manifest.totals.rows
         self._start = time.perf_counter()
-        with ticking(progress or Progress(), self._now):
-            try:
+        workers = len(engine.workers) if isinstance(engine, Fleet) else 1
+        timeline = self._timeline = Timeline(self.folder, workers) if todo else None
+        ended = "failed"
+        try:
+            with ticking(progress or Progress(), self._now):
                 deaths = self._embed(engine, setup, plan, todo)
-            finally:
-                self._write_rejects(manifest)
+            ended = "finished"
+        except C2VError as error:
+            ended = str(error)
+            raise
+        finally:
+            self._write_rejects(manifest)
+            if timeline is not None:
+                timeline.close(self._sample(), ended)
         remove_temporaries(self.folder)  # of workers that were killed
-        return self._summary(facts, manifest, deaths)
+        summary = self._summary(facts, manifest, deaths)
+        if todo or not (self.folder / REPORT_NAMES[0]).exists():
+            write_report(self.folder, self._facts(summary, manifest))
+        return summary
 
     def interrupt(self) -> str:
         """End the workers from another thread, just before the process ends; say what there is."""
         fleet, manifest, plan = self._fleet, self._manifest, self._plan
         if fleet is not None:
             fleet.close()
+        if self._timeline is not None:
+            self._timeline.close(self._sample(), "interrupted")
         if manifest is None or plan is None:
             return f"interrupted: {self.folder}: no row was embedded; the same command begins again"
         rows = f"{manifest.totals.rows:,} of {plan.rows:,} rows are there"
@@ -273,14 +292,29 @@ class CorpusJob:
             numbers = " and ".join(map(str, death.units))
             units = f"unit{'s' if len(death.units) > 1 else ''} {numbers}, done again"
         self._note(f"{death.worker} {death.reason}; it had {units}")
+        if self._timeline is not None:
+            self._timeline.death(death)
+
+    def _sample(self) -> Sample:
+        return Sample.of(time.perf_counter() - self._start, self._counters())
 
     def _now(self) -> Snapshot:
         assert self._plan is not None
-        counters = self._counters()
-        rows = sum(one.rows for one in counters)
-        seconds = time.perf_counter() - self._start
-        fraction = (self._done_before + rows) / max(1, self._plan.rows)
-        return Snapshot(rows, sum(one.tokens for one in counters), seconds, min(1.0, fraction))
+        assert self._manifest is not None
+        now = self._sample()
+        if self._timeline is not None:
+            self._timeline.sample(now)
+        rows, total = now.counters.rows, self._plan.rows
+        return Snapshot(
+            rows=rows,
+            tokens=now.counters.tokens,
+            seconds=now.seconds,
+            fraction=min(1.0, (self._done_before + rows) / total),
+            unit="rows",
+            before=self._done_before,
+            total=total,
+            rejects=now.counters.rejects,
+        )
 
     def _write_rejects(self, manifest: Manifest) -> None:
         """Write what the manifest says of rejected rows as a file of its own."""
@@ -313,7 +347,27 @@ class CorpusJob:
             seconds=time.perf_counter() - self._start,
             tokens=sum(one.tokens for one in self._counters()),
             deaths=len(deaths),
+            precision=self.options.encode.precision,
             facts=facts,
+        )
+
+    def _facts(self, summary: CorpusSummary, manifest: Manifest) -> JobFacts:
+        assert self._plan is not None
+        return JobFacts(
+            rows=summary.rows,
+            written=summary.written,
+            rejects=summary.rejects,
+            tokens=manifest.totals.tokens,
+            shards=summary.shards,
+            size=summary.size,
+            dimension=summary.facts.dimension,
+            precision=summary.precision,
+            format=self.options.format,
+            files=len(self._plan.files),
+            reasons=count_reasons(manifest.iter_rejects()),
+            model=summary.facts.info,
+            options=make_identity(self.options, summary.facts),
+            versions=versions(),
         )
 
     def _check_inputs(self, plan: Plan) -> None:

@@ -22,6 +22,7 @@ from c2v_engine.jobs.encode import EncodeOptions, Encoder
 # Rows that wait for an earlier one; more than the engine reads ahead, so it only happens where
 # most embeddings are known already and the engine would wait long for enough texts.
 _MOST_WAITING = 65_536
+_ENGINE_SECONDS = ("busy_seconds", "tokenize_seconds", "wait_seconds")
 
 
 class Cache(Protocol):
@@ -39,7 +40,8 @@ class Counters:
     """What a runner has done so far.
 
     Attributes:
-        rows: rows of the input that have their embedding, or were rejected.
+        rows: rows of the input that have their embedding, or were rejected; in order but for what
+            the engine has embedded of the texts under way.
         cached: of them, those whose embedding was in the cache.
         rejects: of them, those that were not embedded.
         tokens: decoder rows computed.
@@ -105,7 +107,7 @@ class UnitRunner:
         self._open_shard = open_shard
         self._cache = cache
         self._pending: deque[PendingBlock | EndOfUnit] = deque()
-        self._rows = self._cached = 0
+        self._rows = self._cached = self._fed = 0
         self._waiting = 0
         self._begun = time.perf_counter()
         self._tokens_told = 0
@@ -113,6 +115,8 @@ class UnitRunner:
         self._writer: ShardThread | None = None
         self._read_before = self._write_before = 0.0
         self._rejects_before = 0
+        # An engine may have been used before.
+        self._engine_before = _engine_counters(engine)
 
     def run(self, units: Iterable[Unit]) -> Iterator[Finished]:
         """Embed units.
@@ -162,19 +166,22 @@ class UnitRunner:
 
     def counters(self) -> Counters:
         """Say what has been done so far; from any thread."""
-        stats: Any = self._engine.stats
         feed, writer = self._feed, self._writer
+        now, before = _engine_counters(self._engine), self._engine_before
+        seconds = {name: now[name] - before[name] for name in _ENGINE_SECONDS}
+        lengths = [
+            count - (before["lengths"][number] if number < len(before["lengths"]) else 0)
+            for number, count in enumerate(now["lengths"])
+        ]
         return Counters(
-            rows=self._rows,
+            rows=max(self._rows, min(self._fed, now["texts"] - before["texts"] + self._cached)),
             cached=self._cached,
             rejects=self._rejects_before + (writer.rejects if writer else 0),
-            tokens=stats.tokens,
+            tokens=now["tokens"] - before["tokens"],
             read_seconds=self._read_before + (feed.seconds if feed else 0.0),
             write_seconds=self._write_before + (writer.seconds if writer else 0.0),
-            busy_seconds=getattr(stats, "busy_seconds", 0.0),
-            tokenize_seconds=getattr(stats, "tokenize_seconds", 0.0),
-            wait_seconds=getattr(stats, "wait_seconds", 0.0),
-            lengths=tuple(int(count) for count in getattr(stats, "lengths", ())),
+            lengths=tuple(lengths),
+            **seconds,
         )
 
     def _stream(self, feed: Feed, writer: ShardThread) -> Generator[Finished, None, bool]:
@@ -220,6 +227,7 @@ class UnitRunner:
                 entry = PendingBlock(found.unit, found.block, self._known(found.block))
                 self._pending.append(entry)
                 self._waiting += len(found.block)
+                self._fed += len(found.block)
                 yield from entry.texts()
             self._settle(writer)
 
@@ -271,3 +279,11 @@ class UnitRunner:
                 return
             number -= piece.missing
         raise error
+
+
+def _engine_counters(engine: Encoder) -> dict[str, Any]:
+    """What an engine has counted, as far as it counts."""
+    stats: Any = engine.stats
+    found: dict[str, Any] = {name: getattr(stats, name, 0.0) for name in _ENGINE_SECONDS}
+    lengths = [int(count) for count in getattr(stats, "lengths", ())]
+    return {**found, "texts": stats.texts, "tokens": stats.tokens, "lengths": lengths}

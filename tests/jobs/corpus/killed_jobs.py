@@ -1,9 +1,10 @@
 """Runs a job again and again in forked copies of itself, and kills them: a script of its own.
 
-    python killed_jobs.py MODEL INPUT WORK KILLS SEED
+    python killed_jobs.py MODEL INPUT WORK KILLS KILLS_AT_CALLS SEED
 
-torch is imported once and never used before a fork, so a start takes a tenth of a second. Prints as
-JSON how often it killed where, after each finished output was like the undisturbed one.
+All is imported once, and torch has one thread, which a fork bears: a start then takes a fraction of
+a second. Prints as JSON how often it killed where, after each finished output was like the
+undisturbed one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+
+import torch
 
 import c2v_engine
 from c2v_engine.jobs.corpus.job import CorpusJob, CorpusOptions
@@ -89,9 +92,12 @@ def contents(folder):
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name.startswith(KEPT)}
 
 
-def main(model, source, work, kills, seed):
+def main(model, source, work, kills, kills_at_calls, seed):
     chance = random.Random(seed)
     sources = [source]
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.set_num_threads(1)
+    c2v_engine.Causal2Vec.from_pretrained(model, device="cpu", deterministic=True).close()
 
     def started(folder, fuse=None):
         def job():
@@ -143,15 +149,15 @@ def main(model, source, work, kills, seed):
         pass
     check(folder)
 
-    step = max(1, calls // kills)
+    step = max(1, calls // kills_at_calls)
     for at in range(0, calls, step):
         folder = work / f"call-{at}"
         if not ended(started(folder, (at, chance.random() < 0.5))):
-            done["calls"] += 1
+            done["at calls"] += 1
         assert ended(started(folder))
         check(folder)
     print(json.dumps({**done, "finished": finished, "calls": calls}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), *map(int, sys.argv[4:]))

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 from checkpoints import Recipe
 
-KILLS = 60
+KILLS = 55
+KILLS_AT_CALLS = 25
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_sixty_kills_at_random_and_sixty_at_calls_change_nothing(checkpoint, tmp_path):
+def test_kills_at_random_and_at_every_kind_of_call_change_nothing(checkpoint, tmp_path):
     source = tmp_path / "corpus.jsonl"
     with source.open("w", encoding="utf-8") as file:
         for row in range(200):
@@ -29,10 +30,13 @@ def test_sixty_kills_at_random_and_sixty_at_calls_change_nothing(checkpoint, tmp
     script = Path(__file__).with_name("killed_jobs.py")
     command = [sys.executable, str(script), str(checkpoint(Recipe())), str(source), str(work)]
     found = subprocess.run(
-        [*command, str(KILLS), "20261126"], capture_output=True, text=True, timeout=600
+        [*command, str(KILLS), str(KILLS_AT_CALLS), "20261126"],
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert found.returncode == 0, found.stderr[-3000:]
     counts = json.loads(found.stdout.splitlines()[-1])
     assert counts["random"] == KILLS
-    # Nearly every call kills: the last ones of a start may come after its count.
-    assert counts["calls"] >= KILLS // 2, counts
+    # A start counts its calls anew; the last ones of a longer one may never come.
+    assert counts["at calls"] >= KILLS_AT_CALLS * 3 // 4, counts
