@@ -74,10 +74,10 @@ def test_two_actors_one_of_them_killed_give_the_bits_of_one_process(
     dataset = ray.data.from_arrow([table.slice(first, 50) for first in range(0, ROWS, 50)])
     options = {"device": "cpu", "dtype": "float32", "deterministic": True}
     encoded = encode_dataset(dataset, concurrency=2, batch_size=50, **options)
-    found = encoded.to_pandas()
+    found = pa.concat_tables(encoded.iter_batches(batch_format="pyarrow", batch_size=None))
     assert died.exists()
-    assert found["id"].tolist() == list(range(ROWS))
-    np.testing.assert_array_equal(np.stack(found["embedding"]), engine.encode(TEXTS))
+    assert found["id"].to_pylist() == list(range(ROWS))
+    np.testing.assert_array_equal(np.stack(found["embedding"].to_numpy()), engine.encode(TEXTS))
 
 
 def test_options_reach_the_engine_and_files_hold_plain_lists(ray, table, engine, tmp_path):
