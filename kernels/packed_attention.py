@@ -137,7 +137,8 @@ def packed_attention(
             ``kv_heads`` divides ``heads``.
         value: likewise.
         cu_seqlens: ``[batch + 1]`` int32, from 0 to tokens: sequence ``b`` is rows
-            ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]``.
+            ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]``. With ``query_rows``, on CUDA and without the
+            check, it may end before the last token: what stands behind is not read.
         max_seqlen: no sequence is longer.
         causal: whether a query sees only itself and what stands before it.
         scale: factor of the scores, finite in float32.

@@ -323,13 +323,10 @@ class Decoder:
         key_value = self._with_prompt(key_value, run, len(self.layers) - 1)
         keys = sequences.attended
         places = rows if sequences.keys is None else sequences.keys.places(rows)
-        if key_value.device.type == "cpu":
-            # Of rows that belong to no text there the op would say that no sequence has them.
-            keys = keys.without_fillers()
-            key_value = key_value[: keys.num_tokens]
         key, value = (self._heads(part) for part in key_value.chunk(2, dim=1))
         with stage("decoder.attention"):
-            plan = run.attention.plan_rows(keys, places, run.masks[-1])
+            # The rows are those of texts, as many of each.
+            plan = run.attention.plan_rows(keys.without_fillers(), places, run.masks[-1])
             attended = run.attention.attend_rows(
                 self._heads(query[:wanted]), key, value, plan, self.shape.head_dim**-0.5
             ).flatten(1)

@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import INSTRUCTION_FIRST, Recipe, corpus
+from interpreter import poisoned_memory, triton_on_cpu
 
 from c2v_engine import Causal2Vec
 from c2v_engine.errors import TextError
+from c2v_engine.model.attention import base
+from c2v_engine.model.attention.packed_triton import PackedTritonAttention
 from c2v_engine.model.pooling import OutputFormat
 from c2v_engine.runtime import cuda_execution
 from c2v_engine.runtime.cuda_execution import CudaExecution
@@ -257,6 +260,34 @@ def test_small_batches_are_replayed(engine, on_gpu, recipe, prompt):
     assert len(set(captures.shapes)) == len(captures.shapes) < captures.replays
     # But for first meetings, and those whose next power of two would be over twice their rows.
     assert model.stats.batches > captures.replays > model.stats.batches / 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs the kernels itself")
+@pytest.mark.parametrize(
+    ("recipe", "prompt"),
+    [(Recipe(), ""), (Recipe(decoder="qwen3", template=INSTRUCTION_FIRST), PROMPT)],
+    ids=["dual", "instruction-first"],
+)
+def test_batches_that_are_filled_up_go_through_the_triton_kernels(
+    engine, on_gpu, monkeypatch, recipe, prompt
+):
+    """Sequences of no text, and rows of none, stand in them behind the texts' own."""
+    pytest.importorskip("triton")
+    expected = engine(recipe).encode(TEXTS[:6], prompt=prompt)
+    model, execution, captures = on_gpu(recipe, graphs=True)
+    inner = execution.model
+    monkeypatch.setattr(inner, "attention", PackedTritonAttention())
+    if inner.context is not None:
+        monkeypatch.setattr(
+            inner, "context", replace(inner.context, attention=PackedTritonAttention())
+        )
+    monkeypatch.setattr(base, "triton_serves", lambda device: True)
+    with triton_on_cpu() as calls, poisoned_memory():
+        for part in (slice(1, 2), slice(2, 3), slice(0, 3), slice(3, 6), slice(1, 2)):
+            actual = model.encode(TEXTS[part], prompt=prompt)
+            np.testing.assert_allclose(actual, expected[part], rtol=0, atol=1e-5)
+    assert calls["packed_attention"] >= 5 * inner.decoder.shape.num_layers
+    assert captures.replays > 0
 
 
 def test_ranges_may_change_between_replays(engine, on_gpu):

@@ -52,6 +52,7 @@ class PackedPlan:
         max_seqlen_q: likewise.
         rows: int32 ``[rows]``: packed rows of the queries' keys; None where all rows are queries.
         bounds: of ``row_bounds``, or None.
+        num_keys: where rows are chosen, the keys of all sequences; more may stand behind them.
     """
 
     cu_seqlens: torch.Tensor
@@ -61,6 +62,7 @@ class PackedPlan:
     max_seqlen_q: int = 0
     rows: torch.Tensor | None = None
     bounds: torch.Tensor | None = None
+    num_keys: int | None = None
 
     @classmethod
     def of(
@@ -82,7 +84,7 @@ class PackedPlan:
         cls, keys: PackedSequences | KeySequences, rows: torch.Tensor, mask: AttentionMask
     ) -> PackedPlan:
         """The plan for chosen rows."""
-        return cls(keys.cu_seqlens, keys.max_seqlen, mask, rows=rows)
+        return cls(keys.cu_seqlens, keys.max_seqlen, mask, rows=rows, num_keys=keys.num_tokens)
 
     @property
     def query_cu_seqlens(self) -> torch.Tensor:
@@ -93,7 +95,13 @@ class PackedPlan:
 def attend_packed(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: PackedPlan, scale: float
 ) -> torch.Tensor:
-    """Attends by our own kernels, ``c2v_engine.kernels.packed_attention``."""
+    """Attends by our own kernels, ``c2v_engine.kernels.packed_attention``.
+
+    For chosen rows there may be keys behind the last sequence, of no text. Triton's kernel reads
+    none of these, and a graph may not cut them off: how many there are changes between replays.
+    """
+    if plan.num_keys is not None and not triton_serves(key.device):
+        key, value = key[: plan.num_keys], value[: plan.num_keys]
     return packed_attention(
         query,
         key,
@@ -191,7 +199,7 @@ class AttentionBackend(ABC):
 
         Args:
             query: ``[rows, heads, D]``.
-            key: ``[tokens, kv_heads, D]``.
+            key: ``[tokens, kv_heads, D]``; what stands behind the last sequence is not read.
             value: likewise.
             plan: what ``plan_rows`` gave for these rows.
             scale: factor of the logits.
