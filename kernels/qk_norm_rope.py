@@ -11,8 +11,8 @@ query and key head ``h`` of a row at position ``p``:
 2. with ``h = [h1 ; h2]`` halved, ``c = cos[p]`` and ``s = sin[p]``,
    ``h = [round(round(h1 c) - round(h2 s)) ; round(round(h2 c) + round(h1 s))]``
 
-This is the rounding order of transformers' ``apply_rotary_pos_emb``. float32 may round a product
-and its sum at once. ``bias`` is the joined one of Q, K and V, for a matrix product that left it
+This is the rounding order of transformers' ``apply_rotary_pos_emb``, to the bit; the compiled CPU
+kernel may round a product of float32 and its sum at once. ``bias`` is the joined one of Q, K and V, for a matrix product that left it
 out.
 
 Queries, keys and values stay where the product wrote them, in one buffer, and strided views of it
@@ -48,6 +48,9 @@ __all__ = ["qk_norm_rope_", "qk_norm_rope_reference_"]
 # A thread has 16 values of a head and of all that it is combined with, more than the 64 registers
 # of a program of 1,024 threads hold. A wider head is left to the PyTorch form.
 _MAX_HEAD_DIM = 8192
+# Fused with its sum, a product in 16 bits would not be rounded first: the compiler takes the way to
+# 16 bits and back between the two for one that it may leave out.
+_ROUNDS_EVERY_PRODUCT = {"enable_fp_fusion": False}
 
 
 def qk_norm_rope_(
@@ -364,7 +367,7 @@ def _triton_form(
         KEY_NORM=key_norm is not None,
         TWO_NORMS=min(num_query_heads, num_key_heads) > 0,
         ADD_BIAS=bias is not None,
-        **tile.options,
+        **(tile.options | _ROUNDS_EVERY_PRODUCT),
     )
 
 
