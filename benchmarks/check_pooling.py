@@ -2,7 +2,8 @@
 
     compute-sanitizer --tool memcheck --error-exitcode 9 python benchmarks/check_pooling.py
 
-Ends with status 1 where the compiled op does not serve or disagrees with its reference on the CPU.
+Ends with status 1 where the compiled op does not serve, disagrees with its reference on the CPU, or
+does not refuse what it should.
 Everything but the op itself happens on the CPU, so that the tool has little else to watch.
 """
 
@@ -59,12 +60,27 @@ def disagreement(found: Tensor, expected: Tensor, precision: Precision) -> str:
     return "" if error <= bound else f"relative error {error:.1e}"
 
 
+def missing_refusals(device: torch.device) -> list[str]:
+    """Where the op itself takes a precision that is none; one that can not throw crashes here."""
+    found = []
+    for place in (torch.device("cpu"), device):
+        hidden, rows, offsets, weight = (t.to(place) for t in make_arguments(64, torch.float32))
+        try:
+            torch.ops.c2v.dual_token_pool(hidden, rows, offsets, weight, 0.0, 2, 64, True, 7, None)
+        except RuntimeError as error:
+            if "precision must be a code in [0, 6], got 7" not in str(error):
+                found.append(f"{place}: a wrong precision is refused with {error}")
+        else:
+            found.append(f"{place}: a wrong precision is not refused")
+    return found
+
+
 def main() -> None:
     """Run all and compare."""
     device = torch.device("cuda")
     if form_of("dual_token_pool", device) != "csrc":
         sys.exit(f"error: the extension has no CUDA kernel: {extension_status().reason}")
-    problems = []
+    problems = missing_refusals(device)
     for width in WIDTHS:
         bounds = torch.full((2 * width,), width**-0.5)
         ranges = torch.stack([-2 * bounds, 2 * bounds])

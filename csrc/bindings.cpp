@@ -3,12 +3,13 @@
 // Only the stable ABI of torch is used, so one binary serves every torch from 2.11 on.
 #include <Python.h>
 
+#include "check.h"
+
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <limits>

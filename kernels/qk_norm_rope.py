@@ -12,8 +12,8 @@ query and key head ``h`` of a row at position ``p``:
    ``h = [round(round(h1 c) - round(h2 s)) ; round(round(h2 c) + round(h1 s))]``
 
 This is the rounding order of transformers' ``apply_rotary_pos_emb``, to the bit; the compiled CPU
-kernel may round a product of float32 and its sum at once. ``bias`` is the joined one of Q, K and V, for a matrix product that left it
-out.
+kernel may round a product of float32 and its sum at once. ``bias`` is the joined one of Q, K and V,
+for a matrix product that left it out.
 
 Queries, keys and values stay where the product wrote them, in one buffer, and strided views of it
 are what attention reads: ``qkv.split(...)`` is the split, and nothing is copied for it. So one

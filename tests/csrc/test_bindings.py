@@ -29,6 +29,17 @@ def test_the_extension_needs_no_cpp_symbol_of_torch():
     assert unstable == []
 
 
+def test_the_extension_uses_no_stream():
+    """libtorch exports parts of its own, and those of two C++ libraries end a message, or crash."""
+    spec = importlib.util.find_spec("c2v_engine._C")
+    if spec is None or spec.origin is None:
+        pytest.skip("the extension is not built")
+    binary = Path(spec.origin).read_bytes()
+    assert b"aoti_torch_get_size" in binary  # names can be read in it
+    assert b"stringstream" not in binary
+    assert b"ostream" not in binary
+
+
 def test_the_extension_needs_no_symbol_outside_of_the_stable_python_abi():
     spec = importlib.util.find_spec("c2v_engine._C")
     if spec is None or spec.origin is None:
