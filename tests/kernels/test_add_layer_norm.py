@@ -166,7 +166,10 @@ def test_arguments_may_have_any_strides(dtype, op):
     scattered = [torch.stack([vector] * 2, dim=1)[:, 0] for vector in (weight, bias, x_bias)]
     x = x.t().contiguous().t()
     normed = op(x, once.clone(), *scattered[:2], eps=EPS, x_bias=scattered[2])
-    assert torch.equal(normed, expected)
+    if op.name == "cuda":  # compiled for other strides, a row's sum may be formed in another order
+        assert_close(normed, expected.double())
+    else:
+        assert torch.equal(normed, expected)
 
 
 @pytest.mark.parametrize("op", FORMS)
