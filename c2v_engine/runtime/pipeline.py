@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
@@ -24,9 +24,11 @@ from c2v_engine.runtime.runner import Runner
 from c2v_engine.runtime.shared_prompt import SharedPrompt, find_shared_prompt
 from c2v_engine.runtime.tokenization import CheckpointTokenizer, TokenizedText
 
-# Texts that one call of the tokenizers takes: enough to keep their own threads busy, few enough
-# that the first batch does not wait long.
+# Texts that one call of the tokenizers takes: enough to keep their own threads busy.
 _CHUNK_TEXTS = 256
+# Of the first chunks where batches run ahead: a GPU waits for the first of them, which shares the
+# processors with those behind it.
+_FIRST_CHUNKS = (64, 128)
 # A window is what is sorted by length together. Two are held at a time.
 _WINDOW_TEXTS = 8192
 _KEPT_PROMPTS = 64
@@ -321,8 +323,11 @@ class EmbeddingPipeline(Runner):
             # Longest first, by characters as long as tokens are not known: batches then hold like
             # lengths although they are run before the last text is tokenised.
             order = sorted(range(len(distinct)), key=lambda i: -len(distinct[i]))
-            for begin in range(0, len(order), _CHUNK_TEXTS):
-                numbers = order[begin : begin + _CHUNK_TEXTS]
+            sizes = self._chunk_sizes(first=first_row == 0)
+            begin = 0
+            while begin < len(order):
+                numbers = order[begin : begin + next(sizes)]
+                begin += len(numbers)
                 chunk = [distinct[i] for i in numbers]
                 window.chunks.append((numbers, executor.submit(self._tokenize, chunk, prompt)))
             yield window
@@ -332,11 +337,24 @@ class EmbeddingPipeline(Runner):
         with self._counter.tokenizing():
             return self._tokenizer(texts, prompt)
 
+    def _chunk_sizes(self, *, first: bool) -> Iterator[int]:
+        """Texts of each chunk of a window, for as long as there are some.
+
+        Args:
+            first: whether it is a call's first window.
+        """
+        return chain(_FIRST_CHUNKS if first and self._execution.ahead else (), repeat(_CHUNK_TEXTS))
+
     def _window_batches(self, window: Window, call: _Call, budget: Budget) -> Iterator[Batch]:
-        """Batches of distinct texts; those that begin with the shared prompt apart from others."""
+        """Batches of distinct texts; those that begin with the shared prompt apart from others.
+
+        Where batches run ahead, the first chunk of a call makes batches at once, full or not: the
+        device has nothing else to do.
+        """
         prompt = call.shared.token_ids
         cost = self._execution.model.prompt_cost(len(prompt))
         gathered = {True: Gathered(window, prompt, cost), False: Gathered(window, (), 0)}
+        idle = window.first_row == 0 and self._execution.ahead > 0
         for last, (numbers, future) in _mark_last(window.chunks):
             try:
                 texts = future.result()
@@ -345,7 +363,8 @@ class EmbeddingPipeline(Runner):
             for number, text in zip(numbers, texts, strict=True):
                 gathered[call.shared.begins(text)].add(number, text)
             for part in gathered.values():
-                yield from part.batches(budget, last)
+                yield from part.batches(budget, last or idle)
+            idle = False
 
 
 def _describe(config: Any, parameters: int, embeddings: torch.Tensor) -> str:

@@ -21,7 +21,7 @@ from c2v_engine.errors import TextError
 from c2v_engine.model.attention import base
 from c2v_engine.model.attention.packed_triton import PackedTritonAttention
 from c2v_engine.model.pooling import OutputFormat
-from c2v_engine.runtime import cuda_execution
+from c2v_engine.runtime import cuda_execution, pipeline
 from c2v_engine.runtime.cuda_execution import CudaExecution
 
 WORDS = " ".join(corpus()).split()
@@ -200,11 +200,37 @@ def test_batches_are_launched_before_the_first_is_waited_for(on_gpu, monkeypatch
     assert all(flight._embedded is not None for flight in under_way)
 
 
+def test_the_first_chunk_is_launched_without_waiting_for_those_behind_it(
+    engine, on_gpu, monkeypatch
+):
+    monkeypatch.setattr(pipeline, "_FIRST_CHUNKS", (4, 8))
+    expected = engine(Recipe()).encode(TEXTS)
+    model, execution, _ = on_gpu(Recipe())
+    tokenizer, launch = model._runner._tokenizer, execution._launch
+    launched, tokenised = threading.Event(), []
+
+    def waiting(texts, prompt):
+        if len(texts) > 4:
+            assert launched.wait(60), "the first batch waits for the second chunk"
+        tokenised.append(len(texts))
+        return tokenizer(texts, prompt)
+
+    def noting(batch, output):
+        launched.set()
+        return launch(batch, output)
+
+    monkeypatch.setattr(model._runner, "_tokenizer", waiting)
+    monkeypatch.setattr(model._runner, "_share_prompts", False)
+    monkeypatch.setattr(execution, "_launch", noting)
+    np.testing.assert_allclose(model.encode(TEXTS), expected, rtol=0, atol=1e-6)
+    assert sorted(tokenised) == [4, 8, len(set(TEXTS)) - 12]
+
+
 def test_a_result_that_two_threads_ask_for_leaves_the_next_owner_alone(on_gpu, monkeypatch):
     """The one that waits for it is overtaken, between reading and letting go, by a launch."""
     model, execution, _ = on_gpu(Recipe())
-    pipeline = model._runner
-    texts = pipeline._tokenizer(TEXTS[:3], "")
+    runner = model._runner
+    texts = runner._tokenizer(TEXTS[:3], "")
     output = OutputFormat(keep=model.dimension // 2)
     first = execution.launch(texts, output, 1000, ())
     slot = first._slot
