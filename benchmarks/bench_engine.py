@@ -32,6 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import torch  # noqa: E402
 from command_line import Parser  # noqa: E402
+from engine_benchmark.attention import follow_result  # noqa: E402
 from engine_benchmark.cases import Case, cpu_cases, full_cases, small_cases  # noqa: E402
 from engine_benchmark.report import line, summary, verdict  # noqa: E402
 from engine_benchmark.run import run_cases  # noqa: E402
@@ -59,6 +60,9 @@ def parse(given: Sequence[str] | None) -> tuple[argparse.Namespace, list[Case], 
     parser.add_argument("--small", action="store_true", help="tiny models, to try it")
     parser.add_argument("--repetitions", type=int, default=REPETITIONS)
     parser.add_argument("--budget", type=float, help="seconds after which no case begins")
+    parser.add_argument(
+        "--attention", type=Path, help="a kernel benchmark's result by which attention is chosen"
+    )
     parser.add_argument("--commit", help="of a copy without its .git")
     arguments = parser.parse_args(given)
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -82,6 +86,11 @@ def parse(given: Sequence[str] | None) -> tuple[argparse.Namespace, list[Case], 
         parser.error(str(error))
     settings = {name: getattr(arguments, name) for name in ("device", "dtype", "small")}
     record.describe({**describe_sources(arguments.commit), **describe_machine(), **settings})
+    if arguments.attention is not None:
+        try:
+            record.put("attention", follow_result(arguments.attention))
+        except (OSError, ValueError) as error:
+            parser.error(f"argument --attention: {error}")
     return arguments, cases, record
 
 

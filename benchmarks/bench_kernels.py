@@ -58,6 +58,9 @@ def parse(given: Sequence[str] | None) -> tuple[argparse.Namespace, list[Case], 
     parser.add_argument("--small", action="store_true", help="tiny sizes, to try it")
     parser.add_argument("--repetitions", type=int)
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
+    parser.add_argument(
+        "--backends-only", action="store_true", help="attention by the engine's backends alone"
+    )
     parser.add_argument("--budget", type=float, help="seconds after which no case begins")
     parser.add_argument("--resume", action="store_true", help="go on with what the file holds")
     parser.add_argument("--commit", help="of a copy without its .git")
@@ -78,6 +81,10 @@ def parse(given: Sequence[str] | None) -> tuple[argparse.Namespace, list[Case], 
             )
     if arguments.case:
         cases = [case for case in cases if any(part in case.name for part in arguments.case)]
+    if arguments.backends_only:
+        cases = [case for case in cases if case.op.rivals is not None]
+        if not cases:
+            parser.error("argument --backends-only: no case of attention from all rows is chosen")
     try:
         record = Record(arguments.json, resume=arguments.resume)
         settings = {name: getattr(arguments, name) for name in ("device", "dtype", "small")}
@@ -122,6 +129,7 @@ def main(given: Sequence[str] | None = None) -> None:
         if device.type == "cuda"
         else 0,
         compiler=None if arguments.no_compile else "inductor",
+        backends_only=arguments.backends_only,
     )
     with torch.inference_mode():
         try:

@@ -3,10 +3,11 @@
     python benchmarks/gpu.py --out FOLDER          # make gpu OUT=FOLDER
 
 Parts, what matters most first: build the extension in place against the installed torch; the tests
-that a GPU is for; the kernel benchmark; attention by backend; compute-sanitizer on the compiled
-pooling op, where it is on the PATH; the engine benchmark, from texts to vectors. Each has its time,
-gets what those before it did not use, and is cut with a note when it is up. Every result is written
-as it comes:
+that a GPU is for; attention by backend; the engine benchmark, from texts to vectors, which chooses
+its attention by what was just measured; the kernel benchmark; compute-sanitizer on the compiled
+pooling op, where it is on the PATH. Each has its time, gets what those before it did not use, and
+is cut with a note when it is up. With less time than all tests take, some cases of each test
+function run. Every result is written as it comes:
 
     gpu.json          machine, sources, how each part went, and what is wrong
     tests.json        each test file: counts, failures, reasons of skips

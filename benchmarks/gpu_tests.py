@@ -21,22 +21,35 @@ __all__ = ["GPU_TEST_FOLDERS", "gpu_test_files", "run_test_files"]
 GPU_TEST_FOLDERS = ("tests/gpu", "tests/kernels", "tests/csrc")
 # They compile for GPUs that are not here, take minutes, and are part of the tests of any machine.
 LEFT_OUT = ("test_aot", "test_cuda_compile")
-# Those that compile the most kernels, 50 to 190 of them: begun last, they would be cut.
-LONGEST = (
+# What has failed on a GPU, and what compiles the most kernels, 50 to 190 of them: begun last, they
+# would be cut.
+FIRST = (
+    "test_cuda_parity.py",
     "test_packed_attention_triton.py",
+    "test_cuda_speed.py",
     "test_qk_norm_rope.py",
-    "test_bias_act.py",
-    "test_segment_pool.py",
+    "test_cuda_engine.py",
+    "test_linear_fp8.py",
     "test_add_layer_norm.py",
+    "test_add_rms_norm.py",
+    "test_dual_token_pool_refusals.py",
+    "test_segment_pool.py",
+    "test_bias_act.py",
+    "test_packed_attention_last_rows_triton.py",
 )
-MOST_JOBS = 6
+# Files that would take minutes in one process.
+SHARDS = {"test_cuda_parity.py": 3, "test_cuda_speed.py": 3, "test_packed_attention_triton.py": 2}
+MOST_JOBS = 14
+# With less time than all tests take, some cases of each test function run.
+SECONDS_FOR_ALL = 140.0
+MOST_CASES = 24
 
 
 def gpu_test_files() -> list[Path]:
-    """The files in the order in which they begin: the longest, then folder by folder."""
+    """The files in the order in which they begin: those to know first, then by folder."""
     found = [path for name in GPU_TEST_FOLDERS for path in sorted(ROOT.glob(f"{name}/test_*.py"))]
-    order = {name: number for number, name in enumerate(LONGEST)}
-    found.sort(key=lambda path: order.get(path.name, len(LONGEST)))
+    order = {name: number for number, name in enumerate(FIRST)}
+    found.sort(key=lambda path: order.get(path.name, len(FIRST)))
     return [path for path in found if not path.name.startswith(LEFT_OUT)]
 
 
@@ -55,11 +68,21 @@ def run_test_files(
         The totals: passed, failed, skipped, and the problems as lines.
     """
     processors = os.cpu_count() or 1
-    jobs = jobs or max(1, min(MOST_JOBS, processors // 2))
+    jobs = jobs or max(1, min(MOST_JOBS, processors - 2))
     deadline = time.monotonic() + seconds
     threads = {"OMP_NUM_THREADS": str(max(1, processors // jobs))}
+    most = MOST_CASES if seconds < SECONDS_FOR_ALL else None
+    units = [
+        (path, f"{number + 1}/{count}")
+        for path in files
+        for count in (SHARDS.get(path.name, 1),)
+        for number in range(count)
+    ]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(run_file, path, Path(folder), deadline, threads) for path in files]
+        futures = [
+            pool.submit(run_file, path, shard, most, Path(folder), deadline, threads)
+            for path, shard in units
+        ]
         try:
             for future in as_completed(futures):
                 record.extend("files", [future.result()])
@@ -73,18 +96,28 @@ def run_test_files(
     return totals
 
 
-def run_file(path: Path, folder: Path, deadline: float, extra: dict[str, str]) -> dict[str, Any]:
+def run_file(
+    path: Path,
+    shard: str,
+    most: int | None,
+    folder: Path,
+    deadline: float,
+    extra: dict[str, str],
+) -> dict[str, Any]:
     name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+    name += "" if shard == "1/1" else f" {shard}"
     left = deadline - time.monotonic()
     if left <= 0:
         return {"file": name, "note": "not begun, the time was up", "complete": False}
-    outcomes = folder / f"{path.stem}.jsonl"
+    stem = f"{path.stem}-{shard.replace('/', '-')}"
+    outcomes = folder / f"{stem}.jsonl"
     python_path = os.pathsep.join(
         filter(None, (str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH")))
     )
     command = [sys.executable, "-m", "pytest", str(path), "-q", "--tb=short", "--color=no"]
     command += ["-p", "no:cacheprovider", "-p", "outcomes_plugin", "--outcomes", str(outcomes)]
-    log = folder / f"{path.stem}.log"
+    command += ["--shard", shard, *([] if most is None else ["--most-cases", str(most)])]
+    log = folder / f"{stem}.log"
     ended = run_command(command, left, log, {**extra, "PYTHONPATH": python_path})
     lines = outcomes.read_text(encoding="utf-8").splitlines() if outcomes.is_file() else []
     return {"file": name, **judge([json.loads(line) for line in lines if line[-1:] == "}"], ended)}
@@ -92,6 +125,8 @@ def run_file(path: Path, folder: Path, deadline: float, extra: dict[str, str]) -
 
 def judge(outcomes: Sequence[dict[str, Any]], ended: Ended) -> dict[str, Any]:
     """What a file's outcomes and the end of its process come to."""
+    left_out = sum(outcome["count"] for outcome in outcomes if outcome["outcome"] == "left out")
+    outcomes = [outcome for outcome in outcomes if outcome["outcome"] != "left out"]
     counts = Counter(outcome["outcome"] for outcome in outcomes)
     reported = {outcome["test"] for outcome in outcomes if outcome["outcome"] != "started"}
     started = [outcome["test"] for outcome in outcomes if outcome["outcome"] == "started"]
@@ -104,6 +139,7 @@ def judge(outcomes: Sequence[dict[str, Any]], ended: Ended) -> dict[str, Any]:
         "passed": counts["passed"],
         "failed": counts["failed"],
         "skipped": counts["skipped"],
+        "left_out": left_out,
         "skips": Counter(o["message"] for o in outcomes if o["outcome"] == "skipped"),
         "failures": [o for o in outcomes if o["outcome"] == "failed"],
         "slowest": sorted(
@@ -129,6 +165,6 @@ def add_up(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
             problems.append(f"{entry['file']}: {entry['failed']} failed")
     totals = {
         name: sum(entry.get(name, 0) for entry in entries)
-        for name in ("passed", "failed", "skipped")
+        for name in ("passed", "failed", "skipped", "left_out")
     }
     return {**totals, "problems": problems}

@@ -1,8 +1,11 @@
 """A pytest plugin that writes each test's outcome as it comes, one JSON object a line.
 
-    pytest -p outcomes_plugin --outcomes FILE
+    pytest -p outcomes_plugin --outcomes FILE [--shard 1/3] [--most-cases 24]
 
-So a run that is cut, or that takes the process with it, has said how far it came.
+Of a file that is shared out, a shard runs every third test, say. With a bound on the cases of a
+test function, those that need no GPU are left out where others of the function need one, and then
+some evenly; how many were is a line too. So a run that is cut, or that takes the process with it,
+has said how far it came.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ MOST_CHARACTERS = 600
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the option."""
     parser.addoption("--outcomes", type=Path, help="write each test's outcome to this file")
+    parser.addoption("--shard", default="1/1", help="which part of the tests to run")
+    parser.addoption("--most-cases", type=int, help="of a test function")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,6 +41,20 @@ class Outcomes:
 
     def _write(self, **fields: Any) -> None:
         print(json.dumps(fields), file=self._file, flush=True)
+
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        """Leaves out what is asked for."""
+        number, shards = map(int, config.getoption("--shard").split("/"))
+        kept = items[number - 1 :: shards]
+        most = config.getoption("--most-cases")
+        if most is not None:
+            chosen = set(chosen_names([item.nodeid for item in kept], most))
+            self._write(outcome="left out", count=len(kept) - len(chosen))
+            kept = [item for item in kept if item.nodeid in chosen]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Names the test that runs from now on."""
@@ -55,6 +74,25 @@ class Outcomes:
         """Writes what could not be collected; a file that skips itself counts as one skip."""
         if not report.passed:
             self._write(test=report.nodeid, outcome=report.outcome, message=message_of(report))
+
+
+def chosen_names(names: list[str], most: int) -> list[str]:
+    """Some cases of each test function.
+
+    Args:
+        names: ids of tests, ``function[case]``.
+        most: of a function.
+    """
+    functions: dict[str, list[str]] = {}
+    for name in names:
+        functions.setdefault(name.partition("[")[0], []).append(name)
+    chosen: list[str] = []
+    for cases in functions.values():
+        if len(cases) > most:
+            cases = [name for name in cases if "cuda" in name.partition("[")[2]] or cases
+        step = max(1.0, (len(cases) - 1) / max(most - 1, 1))
+        chosen += [cases[round(i * step)] for i in range(min(most, len(cases)))]
+    return chosen
 
 
 def message_of(report: Any) -> str:

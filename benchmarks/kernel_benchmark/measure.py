@@ -46,6 +46,7 @@ class Settings:
             three times as large.
         compiler: backend of ``torch.compile``, or None to leave it out.
         announce: called with the provider before it runs, so that a crash can be laid to it.
+        backends_only: whether none but the engine's attention backends take part.
         excluded: providers, by their names, that a case does without, and why.
     """
 
@@ -54,6 +55,7 @@ class Settings:
     repetitions: int = 30
     cache_bytes: int = 0
     compiler: str | None = "inductor"
+    backends_only: bool = False
     announce: Callable[[str], None] = lambda provider: None
     excluded: dict[str, str] = field(default_factory=dict)
 
@@ -104,6 +106,8 @@ def check_all(
     agreeing = []
     compiler = settings.compiler if case.compiled else None
     for provider in all_providers(case, arguments, compiler):
+        if settings.backends_only and provider.backend is None:
+            continue
         entry = entries[provider.name] = describe(case, provider, settings)
         if isinstance(provider, Unusable):
             entry.update(status="unusable", reason=provider.reason)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import gpu
 import gpu_parts
+import gpu_tests
 import pytest
 from gpu_parts import PARTS, Part, Run
-from gpu_tests import LONGEST, gpu_test_files, run_test_files
+from gpu_tests import FIRST, MOST_CASES, gpu_test_files, run_test_files
 from kernel_benchmark.record import Record
+from outcomes_plugin import chosen_names
 from processes import Ended, end_all, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +58,7 @@ def test_packages_that_are_missing_or_too_old_are_named(monkeypatch):
 def test_the_parts_fit_into_ten_minutes_in_the_order_of_what_matters():
     assert sum(part.seconds for part in PARTS) == 560
     names = [part.name for part in PARTS]
-    assert names == ["build", "tests", "kernels", "attention", "sanitizer", "engine"]
+    assert names == ["build", "tests", "attention", "engine", "kernels", "sanitizer"]
 
 
 def test_a_part_gets_its_own_time_and_what_is_left_of_the_others(run):
@@ -249,6 +251,44 @@ def test_each_test_file_is_told_whatever_becomes_of_it(tmp_path):
     assert json.loads(record.path.read_text())["problems"] == totals["problems"]
 
 
+MANY_CASES = """
+import pytest
+@pytest.mark.parametrize("form", ["cpu", "cuda"])
+@pytest.mark.parametrize("number", range(40))
+def test_many(number, form): pass
+@pytest.mark.parametrize("number", range(3))
+def test_few(number): pass
+"""
+
+
+def test_with_little_time_some_cases_of_each_function_run_and_the_others_are_counted(tmp_path):
+    path = tmp_path / "test_many.py"
+    path.write_text(MANY_CASES)
+    record = Record(tmp_path / "tests.json")
+    totals = run_test_files([path], record, 60)
+    assert totals["passed"] == MOST_CASES + 3
+    assert totals["left_out"] == 80 - MOST_CASES
+    assert totals["problems"] == []
+    slow = run_test_files([path], Record(tmp_path / "all.json"), 600)
+    assert (slow["passed"], slow["left_out"]) == (83, 0)
+
+
+def test_cases_that_need_a_gpu_are_chosen_evenly():
+    names = [f"test[{number}-{form}]" for number in range(9) for form in ("cpu", "cuda")]
+    assert chosen_names(names, 3) == ["test[0-cuda]", "test[4-cuda]", "test[8-cuda]"]
+    assert chosen_names(names, 18) == names
+    assert chosen_names(["test[a]", "test[b]", "other"], 1) == ["test[a]", "other"]
+
+
+def test_the_shards_of_a_file_are_all_of_its_tests(tmp_path, monkeypatch):
+    path = tmp_path / "test_many.py"
+    path.write_text(MANY_CASES)
+    monkeypatch.setitem(gpu_tests.SHARDS, path.name, 3)
+    record = Record(tmp_path / "tests.json")
+    assert run_test_files([path], record, 600)["passed"] == 83
+    assert len(record.content["files"]) == 3
+
+
 def test_a_file_that_is_not_begun_is_a_problem(tmp_path):
     path = tmp_path / "test_good.py"
     path.write_text(TEST_FILES["test_good.py"])
@@ -264,10 +304,9 @@ def test_the_files_that_a_gpu_is_for_are_found():
     assert "tests/csrc/test_bindings.py" in found
 
 
-def test_the_longest_test_files_begin_first_and_each_once():
+def test_the_files_to_know_first_begin_first_and_each_once():
     found = gpu_test_files()
-    assert [path.name for path in found[: len(LONGEST)]] == list(LONGEST)
-    assert found[len(LONGEST)].parent.name == "gpu"
+    assert [path.name for path in found[: len(FIRST)]] == list(FIRST)
     assert len(set(found)) == len(found)
 
 
@@ -326,7 +365,9 @@ def test_the_engine_benchmark_s_findings_are_problems_and_its_goals_are_told(run
     found = gpu_parts.engine(run, 100.0)
     ((command, _),) = commands.commands
     assert command[1:3] == ["benchmarks/bench_engine.py", "--json"]
-    assert float(command[command.index("--budget") + 1]) == 100.0 - gpu_parts.START_AND_END
+    assert (
+        float(command[command.index("--budget") + 1]) == 100.0 - gpu_parts.START_AND_END_OF_ENGINE
+    )
     assert run.problems == ["engine: m/128, padded bfloat16: wrong: far"]
     assert found["results"] == 2
     assert found["cut"]["not_measured"] == ["m/32"]
