@@ -16,6 +16,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("training",),
     ("serving", "jobs", "evaluation", "integrations", "doctor"),
+    ("opener",),
     ("engine", "reference"),
     ("runtime",),
     ("model",),

@@ -76,7 +76,7 @@ def choose_engine(
     if chosen.devices is None and workers is None and ray is None:
         return chosen.load()
     from c2v_engine.jobs.corpus.fleet import ProcessFleet
-    from c2v_engine.jobs.corpus.opening import EngineSpec
+    from c2v_engine.opener import EngineSpec
 
     spec = EngineSpec(
         chosen.model, chosen.device, chosen.dtype, chosen.attention, chosen.deterministic

@@ -18,13 +18,13 @@ from c2v_engine._version import __version__
 from c2v_engine.errors import C2VError, InputError
 from c2v_engine.jobs.corpus.cache import cache_namespace
 from c2v_engine.jobs.corpus.coordinator import Coordinator, Death
+from c2v_engine.jobs.corpus.facts import EngineFacts
 from c2v_engine.jobs.corpus.fleet import Fleet
 from c2v_engine.jobs.corpus.identity import begin_anew, claim, prepare_folder
 from c2v_engine.jobs.corpus.inputs import InputFile, check_unchanged, find_inputs
 from c2v_engine.jobs.corpus.layout import PLAN_NAME, REJECTED_NAME, REPORT_NAMES
 from c2v_engine.jobs.corpus.locking import locked
 from c2v_engine.jobs.corpus.manifest import Manifest
-from c2v_engine.jobs.corpus.opening import EngineFacts
 from c2v_engine.jobs.corpus.plan import Plan, make_plan
 from c2v_engine.jobs.corpus.records import Unit
 from c2v_engine.jobs.corpus.recovery import recover, remove_temporaries

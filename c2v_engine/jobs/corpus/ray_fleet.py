@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 from c2v_engine._version import __version__
 from c2v_engine.errors import BackendError, MissingPackageError
+from c2v_engine.jobs.corpus.facts import EngineFacts
 from c2v_engine.jobs.corpus.fleet import Fleet
-from c2v_engine.jobs.corpus.opening import EngineFacts
 from c2v_engine.jobs.corpus.ray_worker import Place, RayWorker
 from c2v_engine.jobs.corpus.records import Unit
 from c2v_engine.jobs.corpus.worker import (
@@ -41,7 +41,7 @@ _CPUS_PER_GPU = 4
 
 
 class Spec(Opener, Protocol):
-    """An opener that knows its device; ``opening.EngineSpec``."""
+    """An opener that knows its device; ``c2v_engine.opener.EngineSpec``."""
 
     @property
     def device(self) -> str:

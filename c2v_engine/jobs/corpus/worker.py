@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 
 from c2v_engine import errors
 from c2v_engine.errors import C2VError
-from c2v_engine.jobs.corpus.opening import EngineFacts
+from c2v_engine.jobs.corpus.facts import EngineFacts
 from c2v_engine.jobs.corpus.records import Unit
 from c2v_engine.jobs.corpus.runner import Counters, UnitRunner
 from c2v_engine.jobs.corpus.writing import Finished
@@ -34,7 +34,7 @@ _PARENT_CHECK_SECONDS = 5.0
 
 
 class Opener(Protocol):
-    """Opens the engine; ``opening.EngineSpec``."""
+    """Opens the engine; ``c2v_engine.opener.EngineSpec``."""
 
     def open(self) -> Encoder:
         """Open it."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from process_units import FakeOpener
 
-from c2v_engine.jobs.corpus.opening import EngineSpec
+from c2v_engine.opener import EngineSpec
 
 
 @dataclass(frozen=True)

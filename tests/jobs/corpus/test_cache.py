@@ -19,7 +19,7 @@ from memory_units import MemoryShards, make_units, read_blocks
 
 from c2v_engine.errors import InputError, OutputError
 from c2v_engine.jobs.corpus.cache import VectorCache, cache_namespace
-from c2v_engine.jobs.corpus.opening import EngineFacts
+from c2v_engine.jobs.corpus.facts import EngineFacts
 from c2v_engine.jobs.corpus.runner import RunnerOptions, UnitRunner
 from c2v_engine.jobs.encode import EncodeOptions
 

@@ -1,15 +1,13 @@
-"""The engine of a worker: how it is opened, and what the job needs to know of it."""
+"""How another process opens an engine: what it is called with, in a form that travels there."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from c2v_engine.jobs.encode import EncodeOptions, Encoder
+if TYPE_CHECKING:
+    from c2v_engine import Causal2Vec
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class EngineSpec:
         """The same engine on another device."""
         return replace(self, device=device, threads=threads)
 
-    def open(self) -> Encoder:
+    def open(self) -> Causal2Vec:
         """Open it.
 
         Raises:
@@ -61,28 +59,3 @@ class EngineSpec:
             attention=self.attention,
             deterministic=self.deterministic,
         )
-
-
-@dataclass(frozen=True)
-class EngineFacts:
-    """What a job needs to know of an engine, in a form that travels between processes.
-
-    Attributes:
-        info: as ``Causal2Vec.info`` gives it.
-        dimension: columns of what it will write.
-        ranges: float32 [2, dimensions] for int8 and uint8, where there are any.
-    """
-
-    info: dict[str, Any]
-    dimension: int
-    ranges: NDArray[np.float32] | None
-
-    @classmethod
-    def of(cls, engine: Encoder, options: EncodeOptions) -> EngineFacts:
-        """Ask an engine.
-
-        Raises:
-            InputError: options that can not be.
-        """
-        dimension = engine.output_dimension(options.truncate_dim, options.precision)
-        return cls(engine.info(), dimension, engine.ranges)
