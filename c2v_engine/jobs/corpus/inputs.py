@@ -25,6 +25,7 @@ FORMATS = {
     ".ipc": "arrow",
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
+REMOTE_THREADS = 16
 _SAMPLES = 16
 _SAMPLE_BYTES = 64 * 1024
 
@@ -48,6 +49,11 @@ class InputFile:
     size: int
     modified: int | None
     digest: str
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is read through fsspec."""
+        return _is_url(self.name)
 
     def open(self) -> IO[bytes]:
         """Open it for reading bytes at any place.

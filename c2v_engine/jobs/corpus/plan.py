@@ -6,25 +6,28 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from c2v_engine.errors import InputError, OutputError
 from c2v_engine.jobs.corpus.csv_rows import CsvRows
 from c2v_engine.jobs.corpus.cursor import LineCursor
-from c2v_engine.jobs.corpus.inputs import InputFile
+from c2v_engine.jobs.corpus.inputs import REMOTE_THREADS, InputFile
 from c2v_engine.jobs.corpus.positions import mark_rows
 from c2v_engine.jobs.corpus.records import Segment, Unit
 from c2v_engine.jobs.corpus.tables import open_table
 from c2v_engine.jobs.output import AtomicFile
-from c2v_engine.jobs.readers.base import DEFAULT_COLUMN, missing_column, one_line
+from c2v_engine.jobs.readers.base import DEFAULT_COLUMN, one_line
 from c2v_engine.jobs.readers.columnar import ID, TEXT, find_column
+from c2v_engine.jobs.readers.delimited import find_in_header
 
 _VERSION = 1
+_ANY = ("any", lambda kind: True)
 
 
 @dataclass(frozen=True)
@@ -140,32 +143,31 @@ def make_plan(
         InputError: a file can not be read, lacks a column, or has another type in one than the
             files before it; or there is no row.
     """
-    text_column = DEFAULT_COLUMN if column is None else column
-    schema: Any = None
-    for file in files:
-        fields = _fields(file, column, text_column, id_column, keep)
-        if schema is None:
-            schema = fields
-        for known, found in zip(schema, fields, strict=True):
+    wanted = _Columns(DEFAULT_COLUMN if column is None else column, column, id_column, tuple(keep))
+    looks = _look_at_all(files, wanted)
+    schema = looks[0].schema
+    for file, look in zip(files, looks, strict=True):
+        for known, found in zip(schema, look.schema, strict=True):
             if known.type != found.type:
                 raise InputError(
                     f"{file.name}: column {found.name!r} has the type {found.type}, in "
                     f"{files[0].name} it has {known.type}"
                 )
-    schema = pa.schema([schema.field(0).with_nullable(nulls), *list(schema)[1:]])
-    schema = schema.set(0, schema.field(0).with_name("id"))
-    units = _cut(files, shard_rows)
+    units = _cut(files, [look.rows for look in looks], shard_rows)
     if not units:
-        raise InputError(f"{files[0].name}: no rows: there is no text in the input")
-    return Plan(tuple(files), tuple(units), text_column, id_column, tuple(keep), schema)
+        names = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
+        raise InputError(f"{names}: no rows: there is no text in the input")
+    first = pa.field("id", schema.field(0).type, nullable=nulls)
+    schema = pa.schema([first, *list(schema)[1:]])
+    return Plan(tuple(files), tuple(units), wanted.text, id_column, tuple(keep), schema)
 
 
-def _cut(files: Sequence[InputFile], shard_rows: int) -> list[Unit]:
+def _cut(files: Sequence[InputFile], counts: Sequence[int | None], shard_rows: int) -> list[Unit]:
     units: list[Unit] = []
     segments: list[Segment] = []
     total = held = 0
-    for number, file in enumerate(files):
-        rows, marks = mark_rows(file, shard_rows - held, shard_rows)
+    for number, (file, count) in enumerate(zip(files, counts, strict=True)):
+        rows, marks = mark_rows(file, count, shard_rows - held, shard_rows)
         ends = [mark.row for mark in marks[1:]] + [rows]
         for mark, end in zip(marks, ends, strict=True):
             segments.append(Segment(number, mark.row, end - mark.row, mark.offset, mark.line))
@@ -178,67 +180,85 @@ def _cut(files: Sequence[InputFile], shard_rows: int) -> list[Unit]:
     return units
 
 
-def _fields(
-    file: InputFile,
-    column: str | None,
-    text_column: str,
-    id_column: str | None,
-    keep: Sequence[str],
-) -> Any:
-    """The schema of a file's id and kept columns."""
-    names = ([] if id_column is None else [id_column]) + list(keep)
+class _Columns(NamedTuple):
+    text: str
+    named: str | None  # the same, where it was asked for
+    id: str | None
+    keep: tuple[str, ...]
+
+
+class _Look(NamedTuple):
+    """What a file says of itself: types of id and kept columns, and its rows where it says so."""
+
+    schema: Any
+    rows: int | None
+
+
+def _look_at_all(files: Sequence[InputFile], columns: _Columns) -> list[_Look]:
+    if not any(file.remote for file in files):
+        return [_look(file, columns) for file in files]
+    with ThreadPoolExecutor(REMOTE_THREADS) as pool:
+        return list(pool.map(lambda file: _look(file, columns), files))
+
+
+def _look(file: InputFile, columns: _Columns) -> _Look:
+    names = ([] if columns.id is None else [columns.id]) + list(columns.keep)
     kinds: dict[str, Any] = dict.fromkeys(names, pa.string())
+    rows = None
     if file.format == "txt":
-        for option, name in (("--column", column), ("--id-column", id_column), *_kept(keep)):
+        options = [("--column", columns.named), ("--id-column", columns.id)]
+        for option, name in options + [("--keep", name) for name in columns.keep]:
             if name is not None:
                 raise InputError(
-                    f"{file.name}: a .txt file has no columns, {option} {name} can not be found"
+                    f"{file.name}: a .txt file has no columns, {option} {name} can not be found "
+                    f"in it: leave {option} out, or give another format"
                 )
     elif file.format == "csv":
         header = csv_header(file)
-        for name in [text_column, *names]:
-            if header.count(name) != 1 and header:
-                count = header.count(name)
-                reason = missing_column(name, header)
-                if count:
-                    reason = f"{count} columns are named {name!r}, expected one"
-                raise InputError(f"{file.name}: {reason}")
+        for name in [] if header is None else [columns.text, *names]:
+            find_in_header(file.name, header or [], name)
     elif file.format in ("parquet", "arrow"):
         table = open_table(file)
+        rows = table.rows
         try:
-            find_column(file.name, table.schema, text_column, *TEXT)
-            if id_column is not None:
-                kind = find_column(file.name, table.schema, id_column, *ID)
-                kinds[id_column] = pa.string() if pa.types.is_string_view(kind) else kind
-            for name in keep:
-                kept = find_column(file.name, table.schema, name, "any", lambda kind: True)
-                if name != id_column:
-                    kinds[name] = kept
+            find_column(file.name, table.schema, columns.text, *TEXT)
+            for name in columns.keep:
+                kinds[name] = find_column(file.name, table.schema, name, *_ANY)
+            if columns.id is not None:
+                kinds[columns.id] = find_column(file.name, table.schema, columns.id, *ID)
         finally:
             table.close()
-    fields = [pa.field(name, kinds[name]) for name in keep]
-    first = pa.field("id", pa.int64()) if id_column is None else pa.field("id", kinds[id_column])
-    return pa.schema([first, *fields])
+    kinds = {name: _portable(kind) for name, kind in kinds.items()}
+    first = pa.field("id", pa.int64() if columns.id is None else kinds[columns.id])
+    return _Look(pa.schema([first, *(pa.field(name, kinds[name]) for name in columns.keep)]), rows)
 
 
-def _kept(keep: Sequence[str]) -> list[tuple[str, str]]:
-    return [("--keep", name) for name in keep]
+def _portable(kind: Any) -> Any:
+    """The type that a column of a type is written with."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind
 
 
-def csv_header(file: InputFile) -> list[str]:
-    """The names of a CSV file's columns; none where it is empty.
+def csv_header(file: InputFile) -> list[str] | None:
+    """The names of a CSV file's columns; None where it is empty.
 
     Raises:
         InputError: the file can not be read.
     """
     cursor = LineCursor(file)
     try:
-        row = next(iter(CsvRows(cursor)), None)
+        block = CsvRows(cursor).take(1)
     finally:
         cursor.close()
-    if row is not None and row.broken:
-        raise InputError(f"{file.name}, line 1: not valid UTF-8")
-    return [] if row is None else row.fields
+    if block is None:
+        return None
+    header = block.rows[0]
+    if isinstance(header, str):
+        raise InputError(f"{file.name}, header (line 1): {header}")
+    if block.broken:
+        raise InputError(f"{file.name}, header (line 1): not valid UTF-8")
+    return header
 
 
 def _of_values(values: dict[str, Any]) -> Plan:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from c2v_engine.errors import InputError
 from c2v_engine.jobs.corpus.csv_rows import CsvRows
-from c2v_engine.jobs.corpus.cursor import LineCursor
+from c2v_engine.jobs.corpus.cursor import LineBlock, LineCursor
 from c2v_engine.jobs.corpus.inputs import InputFile
-from c2v_engine.jobs.corpus.tables import count_rows
-from c2v_engine.jobs.readers.base import one_line
-from c2v_engine.jobs.readers.source import UTF8_BOM, ByteSource
 
-_CHUNK_BYTES = 4 * 1024 * 1024
+_ALL = 1 << 30
+# Lines of nothing but these are no rows, where no other follows.
+_BLANK = {"jsonl": None, "csv": b"\r\n"}
 
 
 @dataclass(frozen=True)
@@ -33,11 +30,12 @@ class Mark:
     line: int | None
 
 
-def mark_rows(file: InputFile, first: int, step: int) -> tuple[int, list[Mark]]:
+def mark_rows(file: InputFile, rows: int | None, first: int, step: int) -> tuple[int, list[Mark]]:
     """Count a file's rows, and place row 0 and the rows ``first``, ``first + step``, ...
 
     Args:
         file: the file.
+        rows: how many it has, where it says so itself; such rows need no place.
         first: the first row to place, at least 1.
         step: from one to the next.
 
@@ -47,69 +45,45 @@ def mark_rows(file: InputFile, first: int, step: int) -> tuple[int, list[Mark]]:
     Raises:
         InputError: the file can not be read, or is broken.
     """
-    if file.format in ("parquet", "arrow"):
-        rows = count_rows(file)
-        return rows, [Mark(row, None, None) for row in _wanted(first, step, rows)]
-    if file.format == "csv":
-        return _csv_marks(file, first, step)
-    return _line_marks(file, first, step)
-
-
-def _wanted(first: int, step: int, rows: int) -> list[int]:
-    return ([0] if rows else []) + list(range(first, rows, step))
-
-
-def _csv_marks(file: InputFile, first: int, step: int) -> tuple[int, list[Mark]]:
+    if rows is not None:
+        wanted = ([0] if rows else []) + list(range(first, rows, step))
+        return rows, [Mark(row, None, None) for row in wanted]
     cursor = LineCursor(file)
-    marks: list[Mark] = []
     try:
-        rows = iter(CsvRows(cursor))
-        next(rows, None)  # the header
-        count, following = 0, 0
-        for row in rows:
-            if count == following:
-                marks.append(Mark(count, row.offset, row.line))
-                following = first if count == 0 else following + step
-            count += 1
+        return _mark_lines(file, cursor, first, step)
     finally:
         cursor.close()
-    return count, marks
 
 
-def _line_marks(file: InputFile, first: int, step: int) -> tuple[int, list[Mark]]:
-    """Rows are lines. Those at the end of JSON lines that hold nothing are none."""
-    blank_ends = file.format == "jsonl"
+def _mark_lines(
+    file: InputFile, cursor: LineCursor, first: int, step: int
+) -> tuple[int, list[Mark]]:
+    """Rows begin with lines; those at the end that hold nothing are none, but in plain text."""
     marks: list[Mark] = []
-    lines = offset = last = 0  # ended lines, bytes before the chunk, lines up to the last content
-    following = 0
-    tail = b""
-    for chunk in _chunks(file):
-        if offset == 0 and chunk.startswith(UTF8_BOM):
-            offset, chunk = len(UTF8_BOM), chunk[len(UTF8_BOM) :]
-        ends = chunk.count(b"\n")
-        if following == 0 and chunk:
-            marks.append(Mark(0, 0, 1))  # a byte-order mark is the first line's
-            following = first
-        if following <= lines + ends:
-            places = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n"))
-            while following <= lines + ends:
-                place = offset + int(places[following - lines - 1]) + 1
-                marks.append(Mark(following, place, following + 1))
-                following += step
-        if blank_ends and (content := len(chunk.rstrip())):
-            last = lines + chunk.count(b"\n", 0, content) + 1
-        lines += ends
-        offset += len(chunk)
-        tail = chunk or tail
-    rows = last if blank_ends else lines + (tail[-1:] not in (b"\n", b""))
-    return rows, [mark for mark in marks if mark.row < rows]
+    count = following = last = 0
+    for lines, starts in _csv_starts(cursor) if file.format == "csv" else _line_starts(cursor):
+        while following < count + len(starts):
+            start = starts[following - count]
+            line = lines.number + start + 1
+            marks.append(Mark(following, 0 if line == 1 else lines.offset_of(start), line))
+            following = first if following == 0 else following + step
+        if file.format == "txt":
+            last = count + len(starts)
+        elif content := len(lines.data.rstrip(_BLANK[file.format])):
+            last = count + bisect_right(starts, lines.data.count(b"\n", 0, content))
+        count += len(starts)
+    return last, [mark for mark in marks if mark.row < last]
 
 
-def _chunks(file: InputFile) -> Iterator[bytes]:
-    source = ByteSource(file.name, file.compression, file.open())
-    try:
-        yield from source.chunks(_CHUNK_BYTES)
-    except OSError as error:
-        raise InputError(f"{file.name}: can not be read: {one_line(error)}") from error
-    finally:
-        source.close()
+def _line_starts(cursor: LineCursor) -> Iterator[tuple[LineBlock, Sequence[int]]]:
+    while (lines := cursor.take(_ALL)) is not None:
+        yield lines, range(len(lines))
+
+
+def _csv_starts(cursor: LineCursor) -> Iterator[tuple[LineBlock, Sequence[int]]]:
+    """Rows may span lines, and the first is the header."""
+    rows = CsvRows(cursor)
+    skip = 1
+    while (block := rows.take(_ALL, fields=False)) is not None:
+        yield block.lines, block.starts[skip:]
+        skip = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,7 +85,7 @@ class RowBlock:
     rejects: dict[int, Reject] = field(default_factory=dict)
     file: str = ""
     file_row: int = 0
-    lines: list[int] | None = None
+    lines: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import accumulate
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.ipc as ipc
@@ -13,27 +16,49 @@ import pyarrow.parquet as pq
 from c2v_engine.errors import InputError
 from c2v_engine.jobs.corpus.inputs import InputFile
 from c2v_engine.jobs.readers.base import one_line
-from c2v_engine.jobs.readers.columnar import unpacked
+from c2v_engine.jobs.readers.columnar import BUFFER_BYTES, unpacked
 
 _BATCH_ROWS = 1024
+_BATCH_BYTES = 4 * 1024 * 1024
 _ARROW_MAGIC = b"ARROW1"
 
 
-class TableFile:
-    """An open file of one of the formats.
+class TableFile(ABC):
+    """An open file of one of the formats, which consists of groups of rows.
+
+    Args:
+        file: the file.
 
     Attributes:
         name: the file's.
         schema: pyarrow's, of all columns.
         rows: how many.
+
+    Raises:
+        InputError: it can not be opened, or is not what its name says.
     """
 
-    name: str
     schema: Any
-    rows: int
+
+    def __init__(self, file: InputFile) -> None:
+        self.name = file.name
+        self._handle: IO[bytes] = unpacked(file.name, file.compression, file.open())
+        try:
+            sizes = self._inspect(file)
+        except BaseException:
+            self._handle.close()
+            raise
+        self._starts = [0, *accumulate(sizes)]
+        self.rows = self._starts[-1]
+        self._columns: tuple[str, ...] | None = None
+        self._decoded: Iterator[Any] = iter(())
+        self._held: Any = None  # what was decoded and not given
+        self._row = 0  # that the next batch begins with
 
     def batches(self, columns: Sequence[str], first: int, rows: int) -> Iterator[Any]:
-        """Give record batches of some columns.
+        """Give record batches of some columns, of up to 1,024 rows.
+
+        Where the last call stopped this one carries on.
 
         Args:
             columns: their names, each once in the schema.
@@ -43,11 +68,48 @@ class TableFile:
         Raises:
             InputError: the file is damaged; the message says from which row on.
         """
-        raise NotImplementedError
+        end = first + rows
+        self._go_to(tuple(columns), first)
+        while self._row < end:
+            place = f"{self.name}, from row {max(self._row, first) + 1} on"
+            with _damage(f"{place}: can not be decoded"):
+                batch = self._next()
+            if batch is None:
+                return
+            row, self._row = self._row, self._row + len(batch)
+            if self._row > end:  # the rest is for the next call
+                self._row, self._held = end, batch.slice(end - row)
+                batch = batch.slice(0, end - row)
+            if self._row > first:
+                yield batch.slice(max(0, first - row))
 
     def close(self) -> None:
         """Close the file."""
-        raise NotImplementedError
+        self._handle.close()
+
+    @abstractmethod
+    def _inspect(self, file: InputFile) -> list[int]:
+        """Set the schema, and give the rows of each group."""
+
+    @abstractmethod
+    def _decode(self, columns: tuple[str, ...], group: int) -> Iterator[Any]:
+        """Give the rows of a group and of all after it, in batches."""
+
+    def _first_group(self, row: int) -> int:
+        """Where decoding begins to reach a row."""
+        return max(0, bisect_right(self._starts, row) - 1)
+
+    def _go_to(self, columns: tuple[str, ...], row: int) -> None:
+        group = min(self._first_group(row), len(self._starts) - 2)
+        if self._columns == columns and self._starts[max(0, group)] <= self._row <= row:
+            return
+        self._columns, self._held = columns, None
+        self._decoded = self._decode(columns, group) if group >= 0 else iter(())
+        self._row = self._starts[max(0, group)]
+
+    def _next(self) -> Any:
+        batch, self._held = self._held, None
+        return next(self._decoded, None) if batch is None else batch
 
 
 def open_table(file: InputFile) -> TableFile:
@@ -61,131 +123,93 @@ def open_table(file: InputFile) -> TableFile:
     return _ArrowTable(file)
 
 
-def count_rows(file: InputFile) -> int:
-    """Count a file's rows; as ``open_table``."""
-    table = open_table(file)
-    try:
-        return table.rows
-    finally:
-        table.close()
-
-
 class _ParquetTable(TableFile):
-    def __init__(self, file: InputFile) -> None:
-        self.name = file.name
-        self._handle = unpacked(file.name, file.compression, file.open())
-        try:
-            with _damage(f"{file.name}: not a readable Parquet file"):
-                self._file = pq.ParquetFile(
-                    self._handle, pre_buffer=False, page_checksum_verification=True
-                )
-                self.schema = self._file.schema_arrow
-        except BaseException:
-            self._handle.close()
-            raise
-        about = self._file.metadata
-        sizes = [about.row_group(number).num_rows for number in range(about.num_row_groups)]
-        self._starts = [sum(sizes[:number]) for number in range(len(sizes))]
-        self._sizes = sizes
-        self.rows = about.num_rows
+    def _inspect(self, file: InputFile) -> list[int]:
+        # Local files are read in small pieces; of others each row group's columns are fetched
+        # in few requests.
+        how = {"pre_buffer": True} if file.remote else {"buffer_size": BUFFER_BYTES}
+        how = {"pre_buffer": False, **how}
+        with _damage(f"{file.name}: not a readable Parquet file"):
+            self._file = pq.ParquetFile(self._handle, page_checksum_verification=True, **how)
+            self.schema = self._file.schema_arrow
+            about = self._file.metadata
+            return [about.row_group(number).num_rows for number in range(about.num_row_groups)]
 
-    def batches(self, columns: Sequence[str], first: int, rows: int) -> Iterator[Any]:
-        end = first + rows
-        groups = [
-            number
-            for number, (start, size) in enumerate(zip(self._starts, self._sizes, strict=True))
-            if start < end and start + size > first
-        ]
-        if not groups:
-            return
-        row = self._starts[groups[0]]
-        batches = self._file.iter_batches(
-            _BATCH_ROWS, row_groups=groups, columns=list(columns), use_threads=False
+    def _decode(self, columns: tuple[str, ...], group: int) -> Iterator[Any]:
+        for number in range(group, self._file.num_row_groups):
+            # One at a time: no more than that is fetched ahead.
+            yield from self._file.iter_batches(
+                self._batch_rows(columns, number),
+                row_groups=[number],
+                columns=list(columns),
+                use_threads=False,
+            )
+
+    def _batch_rows(self, columns: tuple[str, ...], number: int) -> int:
+        about = self._file.metadata.row_group(number)
+        parts = [about.column(place) for place in range(about.num_columns)]
+        size = sum(
+            part.total_uncompressed_size
+            for part in parts
+            if any(
+                part.path_in_schema == name or part.path_in_schema.startswith(f"{name}.")
+                for name in columns
+            )
         )
-        while row < end:
-            with _damage(f"{self.name}, from row {max(row, first) + 1} on: can not be decoded"):
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield from _part(batch, row, first, end)
-            row += len(batch)
-
-    def close(self) -> None:
-        self._handle.close()
+        rows: int = _BATCH_BYTES * about.num_rows // max(1, size)
+        return max(1, min(_BATCH_ROWS, rows))
 
 
 class _ArrowTable(TableFile):
     """The file form, which is read at any place, or the stream form, which is read up to it."""
 
-    def __init__(self, file: InputFile) -> None:
-        self.name = file.name
-        self._handle = unpacked(file.name, file.compression, file.open())
-        self._options: Any = None
-        try:
-            with _damage(f"{file.name}: not a readable Arrow IPC file"):
-                self._is_file = self._handle.read(len(_ARROW_MAGIC)) == _ARROW_MAGIC
-                self.schema = self._open(None).schema
-                # The sizes of batches stand in their headers: no column is read for them.
-                self._sizes = [len(batch) for batch in self._each(self._open([]))]
-        except BaseException:
-            self._handle.close()
-            raise
-        self.rows = sum(self._sizes)
+    def _inspect(self, file: InputFile) -> list[int]:
+        with _damage(f"{file.name}: not a readable Arrow IPC file"):
+            self._is_file = self._handle.read(len(_ARROW_MAGIC)) == _ARROW_MAGIC
+            self.schema = self._open(None).schema
+            # The sizes of batches are not in one place; of the columns the smallest is read.
+            reader = self._open([self._smallest()] if len(self.schema) else [])
+            return [len(batch) for batch in self._each(reader, 0)]
 
-    def _open(self, columns: Sequence[str] | None) -> Any:
-        options = ipc.IpcReadOptions()
-        if columns is not None:
-            options.included_fields = [self.schema.get_field_index(name) for name in columns]
-            if not columns and len(self.schema):
-                options.included_fields = [0]
+    def _smallest(self) -> int:
+        widths = [
+            kind.bit_width if pa.types.is_primitive(kind) else 1 << 30 for kind in self.schema.types
+        ]
+        return widths.index(min(widths))
+
+    def _open(self, columns: list[int] | None) -> Any:
+        options = (
+            ipc.IpcReadOptions() if columns is None else ipc.IpcReadOptions(included_fields=columns)
+        )
         self._handle.seek(0)
         source = pa.PythonFile(self._handle, "r")
         if self._is_file:
             return ipc.open_file(source, options=options)
         return ipc.open_stream(source, options=options)
 
-    def _each(self, reader: Any) -> Iterator[Any]:
+    def _each(self, reader: Any, group: int) -> Iterator[Any]:
         if not self._is_file:
             yield from reader
             return
-        for number in range(reader.num_record_batches):
+        for number in range(group, reader.num_record_batches):
             yield reader.get_batch(number)
 
-    def batches(self, columns: Sequence[str], first: int, rows: int) -> Iterator[Any]:
-        end = first + rows
-        row = 0
-        with _damage(f"{self.name}, from row {first + 1} on: can not be decoded"):
-            reader = self._open(columns)
-        stream = None if self._is_file else iter(reader)
-        for number, size in enumerate(self._sizes):
-            if row >= end:
-                return
-            if stream is not None or row + size > first:
-                place = f"{self.name}, from row {max(row, first) + 1} on: can not be decoded"
-                with _damage(place):
-                    batch = reader.get_batch(number) if stream is None else next(stream)
-                    batch = batch.select(list(columns))
-                for start in range(0, len(batch), _BATCH_ROWS):
-                    piece = batch.slice(start, _BATCH_ROWS)
-                    yield from _part(piece, row + start, first, end)
-            row += size
+    def _first_group(self, row: int) -> int:
+        return super()._first_group(row) if self._is_file else 0
 
-    def close(self) -> None:
-        self._handle.close()
-
-
-def _part(batch: Any, row: int, first: int, end: int) -> Iterator[Any]:
-    """The rows of a batch, which begins at ``row``, that are in [first, end)."""
-    start, stop = max(first - row, 0), min(end - row, len(batch))
-    if start < stop:
-        yield batch.slice(start, stop - start)
+    def _decode(self, columns: tuple[str, ...], group: int) -> Iterator[Any]:
+        reader = self._open([self.schema.get_field_index(name) for name in columns])
+        for batch in self._each(reader, group):
+            chosen = batch.select(list(columns))
+            for start in range(0, len(chosen), _BATCH_ROWS):
+                yield chosen.slice(start, _BATCH_ROWS)
 
 
 @contextmanager
 def _damage(what: str) -> Iterator[None]:
     try:
         yield
-    except StopIteration:
-        raise InputError(f"{what}: it ends there") from None
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except InputError:
+        raise
+    except Exception as error:  # each file system has errors of its own
         raise InputError(f"{what}: {one_line(error)}") from error

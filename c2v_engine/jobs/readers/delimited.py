@@ -13,6 +13,7 @@ from c2v_engine.jobs.readers.base import DEFAULT_COLUMN, Record, missing_column
 from c2v_engine.jobs.readers.source import ByteSource, SourceReader
 
 MAX_FIELD_CHARACTERS = 64 * 1024 * 1024
+BLANK_LINE = 'a blank line, expected a row (an empty text is written "")'
 
 
 class CsvReader(SourceReader):
@@ -38,9 +39,9 @@ class CsvReader(SourceReader):
         try:
             self._header = self._next_row(0)
             if self._header is not None:
-                self._text_index = self._find(self._column, self._header)
+                self._text_index = find_in_header(path, self._header, self._column)
                 if id_column is not None:
-                    self._id_index = self._find(id_column, self._header)
+                    self._id_index = find_in_header(path, self._header, id_column)
         except BaseException:
             self._source.close()
             raise
@@ -60,14 +61,6 @@ class CsvReader(SourceReader):
                 raise InputError(f"{self.path}, header (line {start}): {reason}") from error
             raise self.bad_row(row, start, reason) from error
 
-    def _find(self, column: str, header: list[str]) -> int:
-        count = header.count(column)
-        if count == 1:
-            return header.index(column)
-        if count == 0:
-            raise InputError(f"{self.path}: {missing_column(column, header)}")
-        raise InputError(f"{self.path}: {count} columns are named {column!r}, expected one")
-
     def __iter__(self) -> Iterator[Record]:
         if self._header is None:
             return
@@ -84,11 +77,9 @@ class CsvReader(SourceReader):
                 continue
             number += 1
             if blank is not None:
-                reason = 'a blank line, expected a row (an empty text is written "")'
-                raise self.bad_row(number, blank, reason)
+                raise self.bad_row(number, blank, BLANK_LINE)
             if len(fields) != width:
-                reason = f"{len(fields)} fields, expected {width} as in the header"
-                raise self.bad_row(number, line, reason)
+                raise self.bad_row(number, line, wrong_width(fields, width))
             yield self._record(fields, number, line)
 
     def _record(self, fields: list[str], number: int, line: int) -> Record:
@@ -97,8 +88,32 @@ class CsvReader(SourceReader):
             return Record(text, number - 1, line)
         key = fields[self._id_index]
         if not key:
-            raise self.bad_row(number, line, f"id column {self.id_column!r} is empty")
+            raise self.bad_row(number, line, empty_id(self.id_column))
         return Record(text, key, line)
+
+
+def find_in_header(path: Path | str, header: list[str], column: str) -> int:
+    """Find a column among a header's fields.
+
+    Raises:
+        InputError: there is none, or more than one.
+    """
+    count = header.count(column)
+    if count == 1:
+        return header.index(column)
+    if count == 0:
+        raise InputError(f"{path}: {missing_column(column, header)}")
+    raise InputError(f"{path}: {count} columns are named {column!r}, expected one")
+
+
+def wrong_width(fields: list[str], width: int) -> str:
+    """Say that a row has too few or too many fields."""
+    return f"{len(fields)} fields, expected {width} as in the header"
+
+
+def empty_id(column: str) -> str:
+    """Say that a row has no id."""
+    return f"id column {column!r} is empty"
 
 
 def csv_reason(message: str, line: int) -> str:

@@ -9,8 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from c2v_engine.jobs.readers.base import DEFAULT_COLUMN, Record, missing_column
-from c2v_engine.jobs.readers.source import ByteSource, Line, SourceReader
+from c2v_engine.jobs.readers.base import DEFAULT_COLUMN, Record, RowError, missing_column
+from c2v_engine.jobs.readers.source import ByteSource, Line, SourceReader, decode_line
+
+BLANK_LINE = "a blank line, expected a JSON object"
 
 
 class JsonLinesReader(SourceReader):
@@ -23,22 +25,17 @@ class JsonLinesReader(SourceReader):
     """
 
     def __init__(
-        self,
-        path: Path,
-        compression: str | None,
-        column: str | None,
-        id_column: str | None,
-        source: ByteSource | None = None,
+        self, path: Path, compression: str | None, column: str | None, id_column: str | None
     ) -> None:
         self.path = path
         self.id_column = id_column
         self.id_type = pa.int64() if id_column is None else pa.string()
-        self._column = DEFAULT_COLUMN if column is None else column
-        self._source = source or ByteSource(path, compression)
+        self._parser = JsonLinesParser(path, column, id_column)
+        self._source = ByteSource(path, compression)
 
     def __iter__(self) -> Iterator[Record]:
         for line, row in self.objects():
-            yield self.record(line, row)
+            yield self._parser.record(line, row)
 
     def objects(self) -> Iterator[tuple[Line, dict[str, Any]]]:
         """Give every line and the object in it, with all its keys.
@@ -52,49 +49,35 @@ class JsonLinesReader(SourceReader):
                 blank = blank or line.number
                 continue
             if blank is not None:
-                raise self.bad_row(blank, blank, "a blank line, expected a JSON object")
-            yield line, self.parse(line)
+                raise self.bad_row(blank, blank, BLANK_LINE)
+            yield line, self._parser.parse(line)
 
     def text(self, line: Line, row: dict[str, Any], column: str) -> str:
-        """Give a column's text.
+        """Give a column's text; as ``JsonLinesParser.text``."""
+        return self._parser.text(line, row, column)
 
-        Raises:
-            InputError: it is missing, or not text.
-        """
-        text = self._value(row, column, line)
-        if not isinstance(text, str):
-            raise self._bad(line, f"column {column!r} is {_name(text)}, expected a string")
-        if b"\\u" in line.data:
-            self._check_unicode(text, column, line)
-        return text
 
-    def record(self, line: Line, row: dict[str, Any]) -> Record:
-        """Give a row's text and id.
+class JsonLinesParser:
+    """Reads single lines, and says what is wrong with one.
 
-        Raises:
-            InputError: one of them can not be used.
-        """
-        text = self.text(line, row, self._column)
-        if self.id_column is None:
-            return Record(text, line.number - 1, line.number)
-        key = self._value(row, self.id_column, line)
-        if isinstance(key, int) and not isinstance(key, bool):
-            return Record(text, str(key), line.number)
-        if not isinstance(key, str):
-            raise self._bad(
-                line, f"id column {self.id_column!r} is {_name(key)}, expected a string or integer"
-            )
-        if b"\\u" in line.data:
-            self._check_unicode(key, self.id_column, line)
-        return Record(text, key, line.number)
+    Args:
+        path: the file, for messages.
+        column: with the text; ``text`` when none is named.
+        id_column: with the id; None where it is the row's number.
+    """
+
+    def __init__(self, path: Path | str, column: str | None, id_column: str | None) -> None:
+        self.path = path
+        self.id_column = id_column
+        self._column = DEFAULT_COLUMN if column is None else column
 
     def parse(self, line: Line) -> dict[str, Any]:
         """Read the object in a line.
 
         Raises:
-            InputError: there is none.
+            RowError: there is none.
         """
-        text = self._source.decode(line)
+        text = decode_line(self.path, line)
         try:
             row = json.loads(text)
         except json.JSONDecodeError as error:
@@ -108,14 +91,45 @@ class JsonLinesReader(SourceReader):
             raise self._bad(line, f"the line is {_name(row)}, expected a JSON object")
         return row
 
-    def _value(self, row: dict[str, Any], column: str, line: Line) -> Any:
-        try:
-            return row[column]
-        except KeyError:
-            raise self._bad(line, missing_column(column, row)) from None
+    def record(self, line: Line, row: dict[str, Any]) -> Record:
+        """Give a row's text and id.
 
-    def _check_unicode(self, value: str, column: str, line: Line) -> None:
-        # A lone surrogate can only come from an escape: the line itself is valid UTF-8.
+        Raises:
+            RowError: one of them can not be used.
+        """
+        text = self.text(line, row, self._column)
+        if self.id_column is None:
+            return Record(text, line.number - 1, line.number)
+        key = self._value(row, self.id_column, line)
+        if isinstance(key, int) and not isinstance(key, bool):
+            return Record(text, str(key), line.number)
+        if not isinstance(key, str):
+            raise self._bad(
+                line, f"id column {self.id_column!r} is {_name(key)}, expected a string or integer"
+            )
+        self.check_unicode(key, self.id_column, line)
+        return Record(text, key, line.number)
+
+    def text(self, line: Line, row: dict[str, Any], column: str) -> str:
+        """Give a column's text.
+
+        Raises:
+            RowError: it is missing, or not text.
+        """
+        text = self._value(row, column, line)
+        if not isinstance(text, str):
+            raise self._bad(line, f"column {column!r} is {_name(text)}, expected a string")
+        self.check_unicode(text, column, line)
+        return text
+
+    def check_unicode(self, value: str, column: str, line: Line) -> None:
+        """See that a value can be written.
+
+        Raises:
+            RowError: it holds a lone surrogate.
+        """
+        if b"\\u" not in line.data:
+            return  # only an escape can be one: the line itself is valid UTF-8
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -123,8 +137,14 @@ class JsonLinesReader(SourceReader):
             reason = f"column {column!r} holds a lone surrogate ({code}), which is not valid text"
             raise self._bad(line, reason) from error
 
-    def _bad(self, line: Line, reason: str) -> Exception:
-        return self.bad_row(line.number, line.number, reason)
+    def _value(self, row: dict[str, Any], column: str, line: Line) -> Any:
+        try:
+            return row[column]
+        except KeyError:
+            raise self._bad(line, missing_column(column, row)) from None
+
+    def _bad(self, line: Line, reason: str) -> RowError:
+        return RowError(f"{self.path}, line {line.number}", reason)
 
 
 def _name(value: Any) -> str:

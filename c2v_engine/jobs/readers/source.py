@@ -31,6 +31,18 @@ class Line(NamedTuple):
     ended: bool
 
 
+class SourceError(InputError):
+    """A file that can not be read on.
+
+    Attributes:
+        reason: why not.
+    """
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.reason = reason
+
+
 class ByteSource:
     """A file opened for reading from its beginning to its end, once.
 
@@ -58,7 +70,7 @@ class ByteSource:
             self._size = status.st_size if stat.S_ISREG(status.st_mode) else None
         self._raw: Any = file
         self._stream: Any = self._raw
-        self._consumed = 0
+        self._consumed = self._done = 0
         if compression is not None:
             import pyarrow as pa
 
@@ -76,59 +88,54 @@ class ByteSource:
             return None
         return min(1.0, self._consumed / self._size) if self._size else 1.0
 
-    def chunks(self, size: int = CHUNK_BYTES) -> Iterator[bytes]:
-        """Give the decompressed bytes, so many at a time at most.
+    def read(self, size: int) -> bytes:
+        """Give the next decompressed bytes, so many at most; none at the end.
 
         Raises:
-            InputError: a read failed, or the compressed data are broken or cut short.
+            SourceError: the read failed, or the compressed data are broken or cut short.
         """
-        done = 0
-        while True:
-            try:
-                chunk: bytes = self._stream.read(size)
-            except OSError as error:
-                if error.errno is not None or self.compression is None:
-                    reason = f"can not be read: {error.strerror or one_line(error)}"
-                else:
-                    reason = f"broken or truncated {self.compression} data: {one_line(error)}"
-                raise InputError(f"{self.path}: {reason} (after {done} bytes of text)") from error
-            if not chunk:
-                return
-            done += len(chunk)
-            self._consumed = self._raw.tell() if self._size is not None else done
+        try:
+            chunk: bytes = self._stream.read(size)
+        except Exception as error:  # each file system has errors of its own
+            message = getattr(error, "strerror", None)
+            if message is not None or self.compression is None:
+                reason = f"can not be read: {message or one_line(error)}"
+            else:
+                reason = f"broken or truncated {self.compression} data: {one_line(error)}"
+            raise SourceError(self.path, f"{reason} (after {self._done} bytes of text)") from error
+        self._done += len(chunk)
+        self._consumed = self._raw.tell() if self._size is not None else self._done
+        return chunk
+
+    def chunks(self) -> Iterator[bytes]:
+        """Give the decompressed bytes.
+
+        Raises:
+            SourceError: as ``read``.
+        """
+        while chunk := self.read(CHUNK_BYTES):
             yield chunk
 
     def skip(self, size: int) -> None:
-        """Pass over bytes of text; to be called before anything is read.
+        """Pass over bytes of text: at once in a plain file, by reading them in a compressed one.
 
         Raises:
-            InputError: as ``chunks``.
+            SourceError: as ``read``.
         """
         if self.compression is None:
-            self._raw.seek(size)
+            self._raw.seek(size, os.SEEK_CUR)
+            self._done += size
             return
-        while size > 0:
-            try:
-                part = len(self._stream.read(min(size, SKIP_BYTES)))
-            except OSError as error:
-                raise InputError(
-                    f"{self.path}: broken or truncated {self.compression} data: {one_line(error)}"
-                ) from error
-            if not part:
-                return
-            size -= part
+        while size > 0 and (chunk := self.read(min(size, SKIP_BYTES))):
+            size -= len(chunk)
 
-    def lines(self, number: int = 0, offset: int = 0) -> Iterator[Line]:
+    def lines(self) -> Iterator[Line]:
         r"""Give the lines, ended by ``\n`` alone; a byte-order mark is taken off the first.
-
-        Args:
-            number: of the lines that were passed over.
-            offset: of the bytes that were.
 
         Raises:
             InputError: as ``chunks``, or a line is longer than ``MAX_LINE_BYTES``.
         """
-        held = 0
+        number = offset = held = 0
         parts: list[bytes] = []
         for chunk in self.chunks():
             first, *rest = chunk.split(b"\n")
@@ -155,18 +162,23 @@ class ByteSource:
         """Decode a line's bytes.
 
         Raises:
-            InputError: they are not valid UTF-8. The message names line and byte.
+            RowError: they are not valid UTF-8. The message names line and byte.
         """
-        try:
-            return line.data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            byte = line.data[error.start]
-            place = f"byte {line.offset + error.start} of the file, 0x{byte:02x}"
-            hint = ""
-            if line.number == 1 and line.data.startswith(UTF16_BOMS):
-                hint = "; the file looks like UTF-16, convert it to UTF-8"
-            reason = f"not valid UTF-8 ({place}){hint}"
-            raise RowError(f"{self.path}, line {line.number}", reason) from error
+        return decode_line(self.path, line)
+
+
+def decode_line(path: Path | str, line: Line) -> str:
+    """Decode a line's bytes; as ``ByteSource.decode``."""
+    try:
+        return line.data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = line.data[error.start]
+        place = f"byte {line.offset + error.start} of the file, 0x{byte:02x}"
+        hint = ""
+        if line.number == 1 and line.data.startswith(UTF16_BOMS):
+            hint = "; the file looks like UTF-16, convert it to UTF-8"
+        reason = f"not valid UTF-8 ({place}){hint}"
+        raise RowError(f"{path}, line {line.number}", reason) from error
 
 
 class SourceReader(Reader):
