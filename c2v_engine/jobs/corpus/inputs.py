@@ -1,33 +1,25 @@
-"""The input of a corpus job: files that are found, told apart, and known again."""
+"""The input files of a corpus job: told apart, and known again."""
 
 from __future__ import annotations
 
-import io
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from glob import glob, has_magic
 from hashlib import blake2b
-from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, TypeVar
 
 from c2v_engine.errors import InputError
+from c2v_engine.jobs.corpus.finding import file_system, find_names, format_of, is_url
 from c2v_engine.jobs.readers.base import one_line
 
-FORMATS = {
-    ".txt": "txt",
-    ".jsonl": "jsonl",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".ipc": "arrow",
-}
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
 REMOTE_THREADS = 16
 _SAMPLES = 16
 _SAMPLE_BYTES = 64 * 1024
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
@@ -53,7 +45,7 @@ class InputFile:
     @property
     def remote(self) -> bool:
         """Whether it is read through fsspec."""
-        return _is_url(self.name)
+        return is_url(self.name)
 
     def open(self) -> IO[bytes]:
         """Open it for reading bytes at any place.
@@ -65,48 +57,47 @@ class InputFile:
 
 
 def find_inputs(sources: Sequence[str]) -> list[InputFile]:
-    """Find the files that are meant.
-
-    Args:
-        sources: files, globs, folders and URLs of any of them. What a glob or a folder holds is
-            taken in the order of its names, folders with all that is below them; there names that
-            begin with a dot or an underscore and files of other formats are passed over.
+    """Find the files that are meant, and take down what tells them from others.
 
     Raises:
-        InputError: one of them is not there, is of no known format, or is meant twice; or a folder
-            or glob holds nothing.
+        InputError: as ``find_names`` and ``describe``.
     """
-    if not sources:
-        raise InputError("no input was given")
-    names: list[str] = []
-    for source in sources:
-        names += _find_remote(source) if _is_url(source) else _find_local(source)
-    seen: set[str] = set()
-    for name in names:
-        same = name if _is_url(name) else os.path.realpath(name)
-        if same in seen:
-            raise InputError(f"{name}: is given twice")
-        seen.add(same)
-    return [describe(name) for name in names]
+    return describe(find_names(sources))
 
 
-def describe(name: str) -> InputFile:
-    """Take down what tells a file from another, or from itself when it has changed.
+def describe(names: Sequence[str]) -> list[InputFile]:
+    """Take down what tells files from others, or from themselves when they have changed.
 
     Raises:
-        InputError: it is not there, can not be read, or is of no known format.
+        InputError: one is not there, can not be read, or is of no known format.
     """
+    return _each(_describe, names, names)
+
+
+def check_unchanged(files: Sequence[InputFile]) -> None:
+    """See that files are those that the job began with.
+
+    Raises:
+        InputError: one is not there any more, or holds something else.
+    """
+    _each(_check, files, [file.name for file in files])
+
+
+def _each(do: Callable[[_T], _R], items: Sequence[_T], names: Sequence[str]) -> list[_R]:
+    """Do something for each item; many at once where the answers come from elsewhere."""
+    if not any(map(is_url, names)):
+        return [do(item) for item in items]
+    with ThreadPoolExecutor(REMOTE_THREADS) as pool:
+        return list(pool.map(do, items))
+
+
+def _describe(name: str) -> InputFile:
     format, compression = format_of(name)
     size, modified = _status(name)
     return InputFile(name, format, compression, size, modified, _digest(name, size))
 
 
-def check_unchanged(file: InputFile) -> None:
-    """See that a file is the one that the job began with.
-
-    Raises:
-        InputError: it is not there any more, or holds something else.
-    """
+def _check(file: InputFile) -> None:
     size, modified = _status(file.name, " (the job began with it)")
     if size != file.size:
         raise InputError(
@@ -122,100 +113,10 @@ def check_unchanged(file: InputFile) -> None:
         )
 
 
-def format_of(name: str) -> tuple[str, str | None]:
-    """Give a file's format and compression by its name.
-
-    Raises:
-        InputError: the extension is unknown.
-    """
-    found = _known_format(name)
-    if found is None:
-        known = ", ".join(FORMATS)
-        raise InputError(
-            f"{name}: no known extension; known are {known}, each also with "
-            f"{', '.join(COMPRESSIONS)}"
-        )
-    return found
-
-
-def _known_format(name: str) -> tuple[str, str | None] | None:
-    suffixes = [suffix.lower() for suffix in PurePosixPath(name.replace(os.sep, "/")).suffixes]
-    compression = COMPRESSIONS.get(suffixes[-1]) if suffixes else None
-    if compression is not None:
-        suffixes.pop()
-    if not suffixes or suffixes[-1] not in FORMATS:
-        return None
-    return FORMATS[suffixes[-1]], compression
-
-
-def _is_url(source: str) -> bool:
-    return "://" in source or "::" in source
-
-
-def _find_local(source: str) -> list[str]:
-    if os.path.isdir(source):
-        return _of_folder(source, _below(Path(source)))
-    if os.path.exists(source) or not has_magic(source):
-        return [source]
-    found = sorted(glob(source, recursive=True))
-    names: list[str] = []
-    for name in found:
-        names += _below(Path(name)) if os.path.isdir(name) else [name]
-    return _of_folder(source, list(dict.fromkeys(names)))
-
-
-def _below(folder: Path) -> list[str]:
-    names = []
-    for path, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
-        names += [os.path.join(path, name) for name in files if not name.startswith((".", "_"))]
-    return sorted(names)
-
-
-def _find_remote(source: str) -> list[str]:
-    system, path = _file_system(source)
-    try:
-        if has_magic(source):
-            paths = sorted(system.glob(path))
-        elif system.isdir(path):
-            paths = sorted(system.find(path))
-        else:
-            return [source]
-    except Exception as error:
-        raise InputError(f"{source}: can not be listed: {one_line(error)}") from error
-    below = [p for p in paths if not any(x.startswith((".", "_")) for x in _inner(p, path))]
-    return _of_folder(source, [system.unstrip_protocol(found) for found in below])
-
-
-def _inner(path: str, folder: str) -> list[str]:
-    """The parts of a path below a folder; of one that a glob found, its name."""
-    if path.startswith(folder.rstrip("/") + "/"):
-        return path[len(folder.rstrip("/")) + 1 :].split("/")
-    return [path.rpartition("/")[2]]
-
-
-def _of_folder(source: str, names: list[str]) -> list[str]:
-    known = [name for name in names if _known_format(name) is not None]
-    if not known:
-        what = "holds" if os.path.isdir(source) else "matches"
-        raise InputError(f"{source}: {what} no file of a known format ({', '.join(FORMATS)})")
-    return known
-
-
-def _file_system(url: str) -> tuple[Any, str]:
-    import fsspec
-
-    try:
-        system, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"{url}: {one_line(error)}") from error
-    return system, path
-
-
 def _open(name: str) -> IO[bytes]:
     try:
-        if _is_url(name):
-            system, path = _file_system(name)
+        if is_url(name):
+            system, path = file_system(name)
             file: IO[bytes] = system.open(path, "rb")
             return file
         return open(name, "rb", buffering=0)
@@ -230,17 +131,8 @@ def _open(name: str) -> IO[bytes]:
 
 def _status(name: str, more: str = "") -> tuple[int, int | None]:
     """A file's size and time of change."""
-    if _is_url(name):
-        system, path = _file_system(name)
-        try:
-            info = system.info(path)
-        except FileNotFoundError:
-            raise InputError(f"{name}: no such file{more}") from None
-        except Exception as error:
-            raise InputError(f"{name}: can not be read: {one_line(error)}") from error
-        if info.get("size") is None:
-            raise InputError(f"{name}: its size is not known, so it can not be cut into units")
-        return int(info["size"]), None
+    if is_url(name):
+        return _remote_status(name, more)
     try:
         found = os.stat(name)
     except FileNotFoundError:
@@ -252,24 +144,48 @@ def _status(name: str, more: str = "") -> tuple[int, int | None]:
     return found.st_size, found.st_mtime_ns
 
 
+def _remote_status(name: str, more: str) -> tuple[int, int | None]:
+    system, path = file_system(name)
+    try:
+        size = system.info(path).get("size")
+        modified = None
+        with suppress(NotImplementedError, AttributeError, KeyError, TypeError):
+            modified = int(system.modified(path).timestamp() * 1e6) * 1000
+    except FileNotFoundError:
+        raise InputError(f"{name}: no such file{more}") from None
+    except Exception as error:  # each file system has errors of its own
+        raise InputError(f"{name}: can not be read: {one_line(error)}") from error
+    if size is None:
+        raise InputError(f"{name}: its size is not known, so it can not be cut into units")
+    return int(size), modified
+
+
 def _digest(name: str, size: int) -> str:
     digest = blake2b(str(size).encode(), digest_size=16)
-    with _open(name) as file:
-        try:
-            last = max(0, size - _SAMPLE_BYTES)
-            places = sorted({last * number // (_SAMPLES - 1) for number in range(_SAMPLES)})
-            for place in places:
-                file.seek(place, io.SEEK_SET)
-                digest.update(_read(file, _SAMPLE_BYTES))
-        except Exception as error:
-            reason = getattr(error, "strerror", None) or one_line(error)
-            raise InputError(f"{name}: can not be read: {reason}") from error
+    last = max(0, size - _SAMPLE_BYTES)
+    places = sorted({last * number // (_SAMPLES - 1) for number in range(_SAMPLES)})
+    try:
+        for part in _remote_parts(name, places) if is_url(name) else _parts(name, places):
+            digest.update(part)
+    except InputError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise InputError(f"{name}: can not be read: {reason}") from error
     return digest.hexdigest()
 
 
-def _read(file: IO[bytes], size: int) -> bytes:
-    parts = []
-    while size > 0 and (part := file.read(size)):
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+def _parts(name: str, places: list[int]) -> Iterator[bytes]:
+    with _open(name) as file:
+        for place in places:
+            file.seek(place)
+            yield file.read(_SAMPLE_BYTES)
+
+
+def _remote_parts(name: str, places: list[int]) -> Iterator[bytes]:
+    system, path = file_system(name)
+    ends = [place + _SAMPLE_BYTES for place in places]
+    for part in system.cat_ranges([path] * len(places), places, ends):
+        if isinstance(part, BaseException):
+            raise part
+        yield part

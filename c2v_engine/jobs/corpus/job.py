@@ -19,9 +19,10 @@ from c2v_engine.errors import C2VError, InputError
 from c2v_engine.jobs.corpus.cache import cache_namespace
 from c2v_engine.jobs.corpus.coordinator import Coordinator, Death
 from c2v_engine.jobs.corpus.facts import EngineFacts
+from c2v_engine.jobs.corpus.finding import find_names
 from c2v_engine.jobs.corpus.fleet import Fleet
 from c2v_engine.jobs.corpus.identity import begin_anew, claim, prepare_folder
-from c2v_engine.jobs.corpus.inputs import InputFile, check_unchanged, find_inputs
+from c2v_engine.jobs.corpus.inputs import InputFile, check_unchanged, describe
 from c2v_engine.jobs.corpus.layout import PLAN_NAME, REJECTED_NAME, REPORT_NAMES
 from c2v_engine.jobs.corpus.locking import locked
 from c2v_engine.jobs.corpus.manifest import Manifest
@@ -155,10 +156,12 @@ class CorpusJob:
             stack.enter_context(locked(self.folder))
             if self.options.overwrite:
                 begin_anew(self.folder)
-            self._files = find_inputs(self.sources)
+            names = find_names(self.sources)
             if (self.folder / PLAN_NAME).exists():
                 self._plan = Plan.load(self.folder / PLAN_NAME)
-                self._check_inputs(self._plan)
+                self._check_inputs(self._plan, names)
+            else:
+                self._files = describe(names)
             self._exit = stack.pop_all()
         return self
 
@@ -370,23 +373,22 @@ class CorpusJob:
             versions=versions(),
         )
 
-    def _check_inputs(self, plan: Plan) -> None:
-        given, known = [file.name for file in self._files], [file.name for file in plan.files]
-        for name in known:
-            if name not in given:
-                raise InputError(
-                    f"{name}: the job in {self.folder} has this file, and it was not given"
-                )
-        for name in given:
-            if name not in known:
-                raise InputError(
-                    f"{name}: is not among the {len(known)} files of the job in {self.folder}: "
-                    "take another folder for it, or --overwrite to begin anew"
-                )
+    def _check_inputs(self, plan: Plan, given: list[str]) -> None:
+        known = [file.name for file in plan.files]
+        missing = set(known).difference(given)
+        if missing:
+            raise InputError(
+                f"{min(missing)}: the job in {self.folder} has this file, and it was not given"
+            )
+        added = set(given).difference(known)
+        if added:
+            raise InputError(
+                f"{min(added)}: is not among the {len(known)} files of the job in {self.folder}: "
+                "take another folder for it, or --overwrite to begin anew"
+            )
         if given != known:
             raise InputError(f"the files come in another order than in the job in {self.folder}")
-        for file in plan.files:
-            check_unchanged(file)
+        check_unchanged(plan.files)
 
 
 def make_identity(options: CorpusOptions, facts: EngineFacts) -> dict[str, Any]:
