@@ -122,8 +122,15 @@ def _find_local(source: str) -> list[str]:
         return [source]
     names: list[str] = []
     for name in sorted(glob(source, recursive=True)):
-        names += _below(name) if os.path.isdir(name) else [name]
+        if _shown(name, source):
+            names += _below(name) if os.path.isdir(name) else [name]
     return _usable(source, list(dict.fromkeys(names)))
+
+
+def _shown(name: str, pattern: str) -> bool:
+    """Whether a name that a glob matched is meant: hidden ones only where the glob names them."""
+    last = name.rstrip("/").rpartition("/")[2]
+    return not last.startswith(_HIDDEN) or pattern.rpartition("/")[2].startswith(last[0])
 
 
 def _below(folder: str) -> list[str]:
@@ -163,9 +170,8 @@ def _find_remote(source: str) -> list[str]:
 def _matching(system: Any, pattern: str) -> list[str]:
     names: list[str] = []
     for name, about in sorted(system.glob(pattern, detail=True).items()):
-        if name.rpartition("/")[2].startswith("."):
-            continue
-        names += _remote_below(system, name) if about["type"] == "directory" else [name]
+        if _shown(name, pattern):
+            names += _remote_below(system, name) if about["type"] == "directory" else [name]
     return list(dict.fromkeys(names))
 
 

@@ -72,9 +72,9 @@ class Plan:
         text = json.dumps(self._values(), separators=(",", ":")).encode()
         target = AtomicFile(path, overwrite=True)
         try:
-            digest = hashlib.sha256(text).hexdigest().encode()
-            target.file.write(pa.Codec("zstd").compress(digest + text, asbytes=True))
-            target.file.write(len(text).to_bytes(8, "little"))
+            data = len(text).to_bytes(8, "little")
+            data += pa.Codec("zstd").compress(text, asbytes=True)
+            target.file.write(hashlib.sha256(data).digest() + data)
         except OSError as error:
             target.abandon()
             raise target.failure(error) from error
@@ -91,15 +91,13 @@ class Plan:
             OutputError: it is not that.
         """
         try:
-            data = path.read_bytes()
-            size = 64 + int.from_bytes(data[-8:], "little")
-            if size > 1 << 40:
-                raise ValueError("it has no end")
-            whole = pa.Codec("zstd").decompress(data[:-8], size, asbytes=True)
-            if hashlib.sha256(whole[64:]).hexdigest().encode() != whole[:64]:
+            whole = path.read_bytes()
+            digest, data = whole[:32], whole[32:]
+            if hashlib.sha256(data).digest() != digest:
                 raise ValueError("it does not fit its checksum")
-            return _of_values(json.loads(whole[64:]))
-        except (OSError, ValueError, KeyError, TypeError, MemoryError, pa.ArrowException) as error:
+            size = int.from_bytes(data[:8], "little")
+            return _of_values(json.loads(pa.Codec("zstd").decompress(data[8:], size, asbytes=True)))
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise OutputError(
                 f"{path}: is damaged ({one_line(error)}): remove it, and the job makes it again"
             ) from error
@@ -168,7 +166,7 @@ def _cut(files: Sequence[InputFile], counts: Sequence[int | None], shard_rows: i
     total = held = 0
     for number, (file, count) in enumerate(zip(files, counts, strict=True)):
         rows, marks = mark_rows(file, count, shard_rows - held, shard_rows)
-        ends = [mark.row for mark in marks[1:]] + [rows]
+        ends = [*(mark.row for mark in marks), rows][1:]
         for mark, end in zip(marks, ends, strict=True):
             segments.append(Segment(number, mark.row, end - mark.row, mark.offset, mark.line))
             held += end - mark.row
