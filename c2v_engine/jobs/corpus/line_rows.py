@@ -165,8 +165,8 @@ class CsvRowsReader(LinesReader):
     """A row may span lines; blocks of rows that are begun are held for the next segment."""
 
     def __init__(self, file: InputFile, plan: Plan) -> None:
+        header = csv_header(file) or []  # before another opens it: some in memory share their place
         super().__init__(file, plan)
-        header = csv_header(file) or []
         self._width = len(header)
         self._text = find_in_header(file.name, header, plan.column)
         self._id = -1
@@ -180,9 +180,7 @@ class CsvRowsReader(LinesReader):
 
     def blocks(self, segment: Segment, first: int) -> Iterator[RowBlock]:
         """Give a segment's rows; as ``LinesReader``."""
-        if self._row != segment.first_row:
-            self._seek(segment)
-            self._source, self._block, self._row = CsvRows(self.cursor), None, segment.first_row
+        self._go_to(segment)
         end = segment.first_row + segment.rows
         while self._row < end:
             if self._block is None or self._position >= len(self._block):
@@ -214,6 +212,13 @@ class CsvRowsReader(LinesReader):
         for values, number in zip(rows.kept, self._keep, strict=True):
             values += [fields[number] for fields in chosen]
         return True
+
+    def _go_to(self, segment: Segment) -> None:
+        position = self._position + segment.first_row - self._row
+        if self._block is None or not 0 <= position <= len(self._block):
+            self._seek(segment)
+            self._source, self._block = CsvRows(self.cursor), None
+        self._position, self._row = position, segment.first_row
 
     def _take(self, fields: list[str] | str, rows: Gathered, broken: bool) -> None:
         if isinstance(fields, str):
