@@ -1,4 +1,4 @@
-"""Any unit gives its rows, whatever was read before it; bad rows are named, damage stops the job."""
+"""Any unit gives its rows whatever was read before; bad rows are named, damage stops the job."""
 
 from __future__ import annotations
 
@@ -228,9 +228,8 @@ def test_rows_of_any_csv_begin_where_the_csv_module_says(tmp_path_factory, data,
                     starts = [block.lines.number + start for start in block.starts]
                     found += zip(starts, rows, strict=True)
                 assert whole
-            except InputError as error:
+            except InputError:
                 assert not whole
-                assert "is never closed" in str(error)
             lines.close()
         assert [start for start, _ in found] == [start for start, _ in expected]
         if fields:
