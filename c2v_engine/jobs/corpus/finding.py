@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from glob import glob, has_magic
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from c2v_engine.errors import InputError
@@ -25,13 +25,14 @@ _HIDDEN = (".", "_")
 _WEB = ("http://", "https://")
 
 
-def find_names(sources: Sequence[str]) -> list[str]:
+def find_names(sources: Sequence[str], output: Path | None = None) -> list[str]:
     """Find the files that are meant.
 
     Args:
         sources: files, globs, folders and URLs of any of them. What a glob or a folder holds is
             taken in the order of its names, folders with all that is below them; there names that
             begin with a dot or an underscore and files of other formats are passed over.
+        output: a folder that is passed over too, since the job itself writes there.
 
     Raises:
         InputError: one of them can not be listed, or is meant twice; or a folder or glob holds
@@ -41,7 +42,7 @@ def find_names(sources: Sequence[str]) -> list[str]:
         raise InputError("no input was given")
     names: list[str] = []
     for source in sources:
-        names += _find_remote(source) if is_url(source) else _find_local(source)
+        names += _find_remote(source) if is_url(source) else _find_local(source, output)
     seen: set[str] = set()
     for name in names:
         same = _one_name(name)
@@ -115,16 +116,25 @@ def _one_name(name: str) -> str:
     return os.path.realpath(path) if same.startswith("file://") else same
 
 
-def _find_local(source: str) -> list[str]:
+def _find_local(source: str, output: Path | None) -> list[str]:
     if os.path.isdir(source):
-        return _usable(source, _below(source))
-    if os.path.exists(source) or not has_magic(source):
+        names = _below(source)
+    elif os.path.exists(source) or not has_magic(source):
         return [source]
+    else:
+        names = _matching_local(source)
+    if output is not None:
+        base = os.path.join(os.path.realpath(output), "")
+        names = [name for name in names if not os.path.realpath(name).startswith(base)]
+    return _usable(source, names)
+
+
+def _matching_local(source: str) -> list[str]:
     names: list[str] = []
     for name in sorted(glob(source, recursive=True)):
         if _shown(name, source):
             names += _below(name) if os.path.isdir(name) else [name]
-    return _usable(source, list(dict.fromkeys(names)))
+    return list(dict.fromkeys(names))
 
 
 def _shown(name: str, pattern: str) -> bool:
@@ -156,9 +166,9 @@ def _find_remote(source: str) -> list[str]:
     system, path = file_system(source)
     try:
         if has_magic(path) and not system.exists(path):
-            found = _matching(system, path)
+            found = _matching_remote(system, path)
         elif system.isdir(path):
-            found = _remote_below(system, path)
+            found = _below_remote(system, path)
         else:
             return [source]
     except Exception as error:  # each file system has errors of its own
@@ -167,15 +177,15 @@ def _find_remote(source: str) -> list[str]:
     return _usable(source, [system.unstrip_protocol(name) + link + rest for name in found])
 
 
-def _matching(system: Any, pattern: str) -> list[str]:
+def _matching_remote(system: Any, pattern: str) -> list[str]:
     names: list[str] = []
     for name, about in sorted(system.glob(pattern, detail=True).items()):
         if _shown(name, pattern):
-            names += _remote_below(system, name) if about["type"] == "directory" else [name]
+            names += _below_remote(system, name) if about["type"] == "directory" else [name]
     return list(dict.fromkeys(names))
 
 
-def _remote_below(system: Any, folder: str) -> list[str]:
+def _below_remote(system: Any, folder: str) -> list[str]:
     base = folder.rstrip("/") + "/"
     return [
         name

@@ -156,7 +156,7 @@ class CorpusJob:
             stack.enter_context(locked(self.folder))
             if self.options.overwrite:
                 begin_anew(self.folder)
-            names = find_names(self.sources)
+            names = find_names(self.sources, self.folder)
             if (self.folder / PLAN_NAME).exists():
                 self._plan = Plan.load(self.folder / PLAN_NAME)
                 self._check_inputs(self._plan, names)

@@ -89,6 +89,13 @@ def test_sources_keep_their_order_and_globs_are_sorted(tmp_path):
     assert names(tmp_path, tmp_path / "_*") == ["_a.txt", "_b/c.txt"]
 
 
+def test_what_the_job_writes_below_its_input_is_no_input(tmp_path):
+    touch(tmp_path, "a.parquet", "out/part-000000.parquet", "outer/b.parquet")
+    for source in (tmp_path, tmp_path / "**/*.parquet"):
+        found = find_names([str(source)], tmp_path / "out")
+        assert found == [str(tmp_path / "a.parquet"), str(tmp_path / "outer/b.parquet")]
+
+
 def test_names_with_glob_characters_are_files_where_they_exist(tmp_path):
     touch(tmp_path, "a[1].txt", "a1.txt")
     assert names(tmp_path, tmp_path / "a[1].txt") == ["a[1].txt"]
