@@ -20,6 +20,7 @@ def local_ray(cpus):
     import ray.data
 
     ray.init(
+        address="local",  # not one that happens to run here
         num_cpus=cpus,
         num_gpus=0,
         object_store_memory=200 * 2**20,

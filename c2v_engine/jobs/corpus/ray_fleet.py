@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from c2v_engine.jobs.encode import EncodeOptions
 
 # For all actors to get their processors, before a model is loaded.
 _PLACE_SECONDS = 180.0
+_CONNECT_SECONDS = 10.0
 # More threads than these tokenise no faster than a GPU computes.
 _CPUS_PER_GPU = 4
 
@@ -199,6 +201,7 @@ class RayFleet(Fleet):
     def _connect(self) -> None:
         if self._ray.is_initialized():  # the caller's own cluster
             return
+        _check_address(self._address)
         local = {"include_dashboard": False} if self._address == "local" else {}
         with _sigterm_kept():
             try:
@@ -298,6 +301,20 @@ def death_reason(error: Exception) -> str:
     text = " ".join(lines[1:] or lines)
     text = text.partition("Worker exit detail: ")[2] or text
     return f"died ({text.partition(' Some common causes')[0].strip().rstrip('.')})"
+
+
+def _check_address(address: str) -> None:
+    """See that somebody listens there; Ray would try for many minutes."""
+    if address in ("local", "auto"):
+        return
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isdecimal()) or "//" in address:
+        raise BackendError(f"--ray {address}: expected auto, local, or the head's host:port")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS):
+            pass
+    except (OSError, OverflowError) as error:
+        raise BackendError(f"--ray {address}: nothing answers there: {error}") from error
 
 
 def _one_line(error: Exception) -> str:

@@ -160,6 +160,24 @@ def test_more_than_a_cluster_has_is_refused(nodes, device, asked, message):
         divide(nodes, device, asked)
 
 
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "--ray 127.0.0.1:1: nothing answers there"),
+        (
+            "ray://head:10001",
+            "--ray ray://head:10001: expected auto, local, or the head's host:port",
+        ),
+        ("head", "--ray head: expected auto, local, or the head's host:port"),
+    ],
+)
+def test_an_address_where_no_cluster_is_is_refused_at_once(monkeypatch, address, message):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(BackendError, match=message):
+        RayFleet(RayOpener(), EncodeOptions(), address).start()
+
+
 def test_an_actor_s_end_is_told_in_a_line():
     said = (
         "The actor died unexpectedly before finishing this task.\n\tclass_name: RayWorker\n"
