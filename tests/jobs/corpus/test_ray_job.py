@@ -58,35 +58,31 @@ def contents(folder):
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name.startswith(KEPT)}
 
 
-def test_two_actors_one_of_them_killed_write_the_files_of_one_process(ray, spec, source, tmp_path):
-    run(source, tmp_path / "alone", spec.open())
+class StopError(Exception):
+    """Ends a start of a job."""
+
+
+class StoppingJob(CorpusJob):
+    """Stops after five units."""
+
+    def _commit(self, finished):
+        super()._commit(finished)
+        if finished.done.unit == 4:
+            raise StopError
+
+
+def test_two_actors_one_of_them_killed_finish_the_job_of_one_process(ray, spec, source, tmp_path):
+    engine = spec.open()
+    run(source, tmp_path / "alone", engine)
+    folder = tmp_path / "moved"
+    with StoppingJob([str(source)], folder, OPTIONS, note=print) as job, pytest.raises(StopError):
+        job.run(engine)
     mortal = MortalSpec(**asdict(spec), mark=tmp_path / "mark")
-    fleet = RayFleet(mortal, OPTIONS.encode, "local", workers=2)
-    summary, notes = run(source, tmp_path / "ray", fleet)
-    assert contents(tmp_path / "ray") == contents(tmp_path / "alone")
+    summary, notes = run(source, folder, RayFleet(mortal, OPTIONS.encode, "local", workers=2))
+    assert contents(folder) == contents(tmp_path / "alone")
+    assert summary.done_before == 5 * 16
     assert summary.rows == ROWS
     assert summary.deaths == 1
     (note,) = notes
     assert note.startswith("Ray worker ")
     assert re.search(r"died \(Worker unexpectedly exits .*\); it had units .* done again", note)
-
-
-def test_a_job_of_one_process_goes_on_with_ray(ray, spec, source, tmp_path):
-    run(source, tmp_path / "alone", spec.open())
-    folder = tmp_path / "moved"
-
-    class StopError(Exception):
-        """Ends a start of the job after five units."""
-
-    class Stopping(CorpusJob):
-        def _commit(self, finished):
-            super()._commit(finished)
-            if finished.done.unit == 4:
-                raise StopError
-
-    with Stopping([str(source)], folder, OPTIONS, note=print) as job, pytest.raises(StopError):
-        job.run(spec.open())
-    summary, notes = run(source, folder, RayFleet(spec, OPTIONS.encode, "local"))
-    assert contents(folder) == contents(tmp_path / "alone")
-    assert summary.done_before == 5 * 16
-    assert notes == []
