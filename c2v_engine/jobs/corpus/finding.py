@@ -139,8 +139,11 @@ def _matching_local(source: str) -> list[str]:
 
 def _shown(name: str, pattern: str) -> bool:
     """Whether a name that a glob matched is meant: hidden ones only where the glob names them."""
-    last = name.rstrip("/").rpartition("/")[2]
-    return not last.startswith(_HIDDEN) or pattern.rpartition("/")[2].startswith(last[0])
+    parts = pattern.split("/")
+    fixed = next(number for number, part in enumerate(parts) if has_magic(part))
+    named = tuple(part[:1] for part in parts[fixed:])
+    found = name.rstrip("/").split("/")[fixed:]
+    return not any(part.startswith(_HIDDEN) and part[0] not in named for part in found)
 
 
 def _below(folder: str) -> list[str]:

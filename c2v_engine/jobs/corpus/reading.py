@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from c2v_engine.errors import InputError
 from c2v_engine.jobs.corpus.line_rows import CsvRowsReader, JsonLinesRows, LinesReader, TextRows
 from c2v_engine.jobs.corpus.plan import Plan
-from c2v_engine.jobs.corpus.records import RowBlock, Unit
+from c2v_engine.jobs.corpus.records import RowBlock, Segment, Unit
 from c2v_engine.jobs.corpus.table_rows import TableRows
 
 _READERS: dict[str, type[LinesReader] | type[TableRows]] = {
@@ -40,26 +40,33 @@ class UnitReader:
                 be read, always. The message names the file and the row.
         """
         first = unit.first_row
-        for segment in unit.segments:
-            found = 0
-            for block in self._reader(segment.file).blocks(segment, first):
-                if self._fail and block.rejects:
-                    reject = block.rejects[min(block.rejects)]
-                    raise InputError(f"{reject.place}: {reject.reason}")
-                found += len(block)
-                yield block
-            if found != segment.rows:
-                raise InputError(
-                    f"{self._plan.files[segment.file].name}: has {segment.first_row + found:,} "
-                    f"rows, expected {segment.first_row + segment.rows:,} or more: it has changed"
-                )
-            first += segment.rows
+        try:
+            for segment in unit.segments:
+                yield from self._blocks(segment, first)
+                first += segment.rows
+        except Exception:
+            self.close()  # who tries again does not go on from where something was lost
+            raise
 
     def close(self) -> None:
         """Close what is open."""
         if self._open is not None:
             self._open[1].close()
             self._open = None
+
+    def _blocks(self, segment: Segment, first: int) -> Iterator[RowBlock]:
+        found = 0
+        for block in self._reader(segment.file).blocks(segment, first):
+            if self._fail and block.rejects:
+                reject = block.rejects[min(block.rejects)]
+                raise InputError(f"{reject.place}: {reject.reason}")
+            found += len(block)
+            yield block
+        if found != segment.rows:
+            raise InputError(
+                f"{self._plan.files[segment.file].name}: has {segment.first_row + found:,} "
+                f"rows, expected {segment.first_row + segment.rows:,} or more: it has changed"
+            )
 
     def _reader(self, number: int) -> LinesReader | TableRows:
         if self._open is None or self._open[0] != number:

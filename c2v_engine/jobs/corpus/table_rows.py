@@ -48,7 +48,6 @@ class TableRows:
         plan, schema = self.plan, self.plan.schema
         block = RowBlock(first, [], None, {}, self.file.name, row)
         texts, bad = _texts(_column(batch, plan.column), plan.column)
-        keys: Any = range(first, first + len(batch))
         if plan.id_column is None:
             ids = pa.array(np.arange(first, first + len(batch), dtype=np.int64))
         else:
@@ -58,7 +57,6 @@ class TableRows:
             if ids.null_count:
                 expected = f"column {plan.id_column!r} is null, expected a string or integer"
                 bad = {**dict.fromkeys(_nulls(ids), expected), **bad}
-            keys = ids.to_pylist() if bad else ()
         kept = []
         for name, field in zip(plan.keep, list(schema)[1:], strict=True):
             values, wrong = _valid(_column(batch, name), name)
@@ -66,7 +64,8 @@ class TableRows:
             bad |= wrong
         for place, reason in sorted(bad.items()):
             texts[place] = None
-            block.rejects[place] = Reject(first + place, keys[place], block.place(place), reason)
+            key = ids[place].as_py()
+            block.rejects[place] = Reject(first + place, key, block.place(place), reason)
         block.texts = texts
         block.columns = make_columns(schema, ids, kept)
         return block

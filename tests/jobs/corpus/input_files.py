@@ -71,9 +71,9 @@ def plan_of(*paths, shard_rows=5, **options):
     return make_plan(find_inputs([str(path) for path in paths]), shard_rows=shard_rows, **options)
 
 
-def read(plan, units=None, on_error="fail"):
+def read(plan, units=None, on_error="fail", reader=None):
     """Rows of some units, in that order: (row, id, text, place), with one reader for all."""
-    reader = UnitReader(plan, on_error)
+    reader = reader or UnitReader(plan, on_error)
     found = []
     for unit in plan.units if units is None else units:
         row = unit.first_row
@@ -87,7 +87,8 @@ def read(plan, units=None, on_error="fail"):
                 found.append((row, key, text, block.place(position)))
                 row += 1
         assert row == unit.first_row + unit.rows
-    reader.close()
+    if units is None:
+        reader.close()
     return found
 
 

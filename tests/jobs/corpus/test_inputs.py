@@ -8,6 +8,7 @@ import fsspec
 import pytest
 
 from c2v_engine.errors import InputError
+from c2v_engine.jobs.corpus import inputs
 from c2v_engine.jobs.corpus.finding import find_names, format_of
 from c2v_engine.jobs.corpus.inputs import check_unchanged, find_inputs
 
@@ -87,6 +88,10 @@ def test_sources_keep_their_order_and_globs_are_sorted(tmp_path):
     touch(tmp_path, "_a.txt", "_b/c.txt")
     assert names(tmp_path, tmp_path / "*") == ["1.txt", "2.txt", "3.txt", "sub/4.txt"]
     assert names(tmp_path, tmp_path / "_*") == ["_a.txt", "_b/c.txt"]
+    assert names(tmp_path, tmp_path / "_b/*") == ["_b/c.txt"]
+    below = ["1.txt", "2.txt", "3.txt", "sub/4.txt"]
+    assert names(tmp_path, tmp_path / "**/*.txt") == below
+    assert names(tmp_path, tmp_path / "**/_*") == ["_a.txt", "_b/c.txt"]
 
 
 def test_what_the_job_writes_below_its_input_is_no_input(tmp_path):
@@ -132,6 +137,7 @@ def test_urls_are_listed_and_read_like_paths(memory):
     assert find_names(["memory://c"]) == ["memory:///c/a/x.jsonl.gz", "memory:///c/b.txt"]
     assert find_names(["memory://c/*.txt"]) == ["memory:///c/b.txt"]
     assert find_names(["memory://c/*"]) == ["memory:///c/a/x.jsonl.gz", "memory:///c/b.txt"]
+    assert find_names(["memory://c/**/*.txt"]) == ["memory:///c/b.txt"]
     file = find_inputs(["memory://d.txt"])[0]
     assert (file.name, file.size) == ("memory://d.txt", 15)
     with file.open() as opened:
@@ -180,6 +186,13 @@ def test_a_file_is_known_again_by_its_bytes(tmp_path):
     path.unlink()
     with pytest.raises(InputError, match=r"a\.txt: no such file \(the job began with it\)"):
         check_unchanged(files)
+
+
+def test_a_file_that_was_not_touched_is_not_read(tmp_path, monkeypatch):
+    touch(tmp_path, "a.txt")
+    files = find_inputs([str(tmp_path / "a.txt")])
+    monkeypatch.setattr(inputs, "_digest", lambda *_: pytest.fail("it was read"))
+    check_unchanged(files)
 
 
 def test_large_files_are_sampled_from_first_to_last_byte(tmp_path):
