@@ -19,6 +19,7 @@ from c2v_engine.jobs.readers.jsonl import JsonLinesParser
 from c2v_engine.jobs.readers.source import Line, decode_line
 
 BLOCK_ROWS = 1024
+_JSON_SPACE = " \t\r\n"
 
 
 class LinesReader:
@@ -126,8 +127,9 @@ class JsonLinesRows(LinesReader):
                 text = values[column]
                 found = "" if id_column is None else values[id_column]
             except (ValueError, LookupError, TypeError, RecursionError):
-                end = -1
-            if end != len(text_line) or type(text) is not str or type(found) not in (str, int):
+                text, end = None, len(text_line)
+            more = end < len(text_line) and text_line[end:].strip(_JSON_SPACE)
+            if more or type(text) is not str or type(found) not in (str, int):
                 held = held or list(lines.lines())
                 self._take(held[position], rows)
                 continue
