@@ -34,7 +34,7 @@ class Death:
     Attributes:
         worker: its name.
         reason: how it ended.
-        units: that it had, which others get; it was at the first.
+        units: that it had, which others get.
     """
 
     worker: str
@@ -110,7 +110,7 @@ class Coordinator:
         elif isinstance(message, Want):
             if message.idle:
                 self._idle.append(worker)
-            elif self._todo and len(self._todo) >= len(self._idle):
+            elif self._has_another_for(worker):
                 self._hand(worker)
             else:
                 self._fleet.send(worker, NothingNow())
@@ -121,6 +121,16 @@ class Coordinator:
             self._failed[worker] = message
         elif isinstance(message, Ended):
             self._bury(worker, message.reason)
+
+    def _has_another_for(self, worker: int) -> bool:
+        """Whether a worker that has a unit gets the next: not where idle ones wait for the last.
+
+        What a worker had that died is done alone, so that it is known what another one dies of.
+        """
+        if not self._todo or len(self._todo) < len(self._idle):
+            return False
+        near = {self._todo[0].number, *self._held.get(worker, {})}
+        return not near & self._blamed.keys()
 
     def _give(self) -> None:
         while self._idle and self._todo:
@@ -144,7 +154,7 @@ class Coordinator:
         death = Death(self._fleet.name(worker), reason, tuple(held))
         self.deaths.append(death)
         self._report(death)
-        for number in death.units[:1]:
+        for number in death.units:
             self._blamed[number] += 1
             if self._blamed[number] >= _MOST_DEATHS:
                 raise BackendError(
