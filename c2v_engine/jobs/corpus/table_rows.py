@@ -51,16 +51,16 @@ class TableRows:
         if plan.id_column is None:
             ids = pa.array(np.arange(first, first + len(batch), dtype=np.int64))
         else:
-            ids, wrong = _valid(_column(batch, plan.id_column), plan.id_column)
-            ids = ids.cast(schema.field(0).type)
+            ids = _column(batch, plan.id_column).cast(schema.field(0).type)
+            ids, wrong = _valid(ids, plan.id_column)
             bad |= wrong
             if ids.null_count:
                 expected = f"column {plan.id_column!r} is null, expected a string or integer"
                 bad = {**dict.fromkeys(_nulls(ids), expected), **bad}
         kept = []
         for name, field in zip(plan.keep, list(schema)[1:], strict=True):
-            values, wrong = _valid(_column(batch, name), name)
-            kept.append(values.cast(field.type))
+            values, wrong = _valid(_column(batch, name).cast(field.type), name)
+            kept.append(values)
             bad |= wrong
         for place, reason in sorted(bad.items()):
             texts[place] = None

@@ -201,8 +201,25 @@ class _ArrowTable(TableFile):
         reader = self._open([self.schema.get_field_index(name) for name in columns])
         for batch in self._each(reader, group):
             chosen = batch.select(list(columns))
+            _check(chosen)
             for start in range(0, len(chosen), _BATCH_ROWS):
                 yield chosen.slice(start, _BATCH_ROWS)
+
+
+def _check(batch: Any) -> None:
+    """See that values lie where they can be: no checksum does, and to read others may crash.
+
+    Strings that are not valid UTF-8 are left to who reads their rows.
+
+    Raises:
+        ArrowInvalid: they do not.
+    """
+    for column in batch.columns:
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            if "UTF8" not in str(error):
+                raise
 
 
 @contextmanager

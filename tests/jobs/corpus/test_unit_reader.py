@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
@@ -153,18 +154,46 @@ def test_row_groups_around_a_broken_one_are_read(tmp_path):
     reader.close()
 
 
-def test_a_broken_value_of_a_kept_column_alone_is_set_aside(tmp_path):
+@pytest.mark.parametrize("kind", ["string", "string_view"])
+def test_a_broken_value_of_a_kept_column_alone_is_set_aside(tmp_path, kind):
     """While texts and ids, which come first, are all good."""
-    kept = pa.array([b"x", b"\xff", None], pa.binary()).view(pa.string())
-    table = pa.table({"text": ["a", "b", "c"], "id": ["1", "2", "3"], "k": kept})
-    pq.write_table(table, tmp_path / "a.parquet")
-    plan = plan_of(tmp_path / "a.parquet", id_column="id", keep=["k"])
+    binary = pa.binary_view() if kind == "string_view" else pa.binary()
+    kept = pa.array([b"x", b"\xff", None], binary).view(getattr(pa, kind)())
+    batch = pa.record_batch({"text": ["a", "b", "c"], "id": ["1", "2", "3"], "k": kept})
+    with ipc.new_file(tmp_path / "a.arrow", batch.schema) as writer:
+        writer.write_batch(batch)
+    plan = plan_of(tmp_path / "a.arrow", id_column="id", keep=["k"])
     (block,) = UnitReader(plan, "null").read(plan.units[0])
     assert block.texts == ["a", None, "c"]
     assert block.columns.column("k").to_pylist() == ["x", None, None]
     assert block.rejects[1].id == "2"
     with pytest.raises(InputError, match=r"row 2: column 'k' is not valid UTF-8"):
         read(plan)
+
+
+@pytest.mark.parametrize("format", ["arrow", "stream"])
+@pytest.mark.parametrize("column", ["text", "id", "more"])
+def test_values_of_arrow_that_lie_outside_their_file_stop_the_job(tmp_path, format, column):
+    """There is no checksum, and to read them would be to read other memory."""
+    count = 30
+    numbers = np.arange(count + 1, dtype=np.int32)
+    numbers[20] = 2**30
+    strings = pa.StringArray.from_buffers(
+        count, pa.py_buffer(numbers.tobytes()), pa.py_buffer(b"x" * count)
+    )
+    good = pa.array(["y"] * count)
+    table = {name: strings if name == column else good for name in ("text", "id", "more")}
+    batch = pa.record_batch(table)
+    path = tmp_path / f"a.{'ipc' if format == 'stream' else format}"
+    with (ipc.new_stream if format == "stream" else ipc.new_file)(path, batch.schema) as writer:
+        writer.write_batch(pa.record_batch(dict.fromkeys(table, good)))
+        writer.write_batch(batch)
+    plan = plan_of(path, shard_rows=10, id_column="id", keep=["more"])
+    assert len(read(plan, plan.units[:3])) == count
+    for unit in plan.units[3:]:
+        row = unit.first_row + 1
+        with pytest.raises(InputError, match=f"from row {row} on: can not be decoded"):
+            read(plan, [unit], "skip")
 
 
 @pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary"])
