@@ -19,7 +19,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import blake2b, sha256
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,6 @@ def cache_namespace(
     if options.prompt is None and name is not None and name not in prompts:
         raise InputError(f"prompt_name is {name!r}, the model has {', '.join(prompts) or 'none'}")
     chosen = "" if name is None else prompts.get(name, "")
-    ranges = facts.ranges if options.precision in ("int8", "uint8") else None
     return {
         "release": __version__,
         "fingerprint": info["fingerprint"],
@@ -74,7 +73,7 @@ def cache_namespace(
         "truncate_dim": options.truncate_dim,
         "dimension": facts.dimension,
         "normalize": info.get("normalize"),
-        "ranges": None if ranges is None else sha256(ranges.tobytes()).hexdigest(),
+        "ranges": facts.ranges_digest(options.precision),
         "dtype": info.get("dtype"),
         "device": str(info.get("device", "")).partition(":")[0],
         "attention": [info.get("attention backend"), info.get("encoder attention backend")],

@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,7 @@ from c2v_engine.jobs.corpus.finding import find_names
 from c2v_engine.jobs.corpus.fleet import Fleet
 from c2v_engine.jobs.corpus.identity import begin_anew, claim, prepare_folder
 from c2v_engine.jobs.corpus.inputs import InputFile, check_unchanged, describe
-from c2v_engine.jobs.corpus.layout import PLAN_NAME, REJECTED_NAME, REPORT_NAMES
+from c2v_engine.jobs.corpus.layout import JOB_NAME, PLAN_NAME, REJECTED_NAME, REPORT_NAMES
 from c2v_engine.jobs.corpus.locking import locked
 from c2v_engine.jobs.corpus.manifest import Manifest
 from c2v_engine.jobs.corpus.plan import Plan, make_plan
@@ -141,6 +141,7 @@ class CorpusJob:
         self._counters: Callable[[], list[Counters]] = list
         self._done_before = 0
         self._fleet: Fleet | None = None
+        self._holds_lock = False
         self._timeline: Timeline | None = None
         self._start = time.perf_counter()
 
@@ -154,10 +155,12 @@ class CorpusJob:
         with ExitStack() as stack:
             prepare_folder(self.folder)
             stack.enter_context(locked(self.folder))
-            if self.options.overwrite:
-                begin_anew(self.folder)
+            self._holds_lock = True
+            stack.callback(self._let_go)
             names = find_names(self.sources, self.folder)
-            if (self.folder / PLAN_NAME).exists():
+            begun = (self.folder / JOB_NAME).exists() and not self.options.overwrite
+            # A plan that no job has claimed may be for other options than these.
+            if begun and (self.folder / PLAN_NAME).exists():
                 self._plan = Plan.load(self.folder / PLAN_NAME)
                 self._check_inputs(self._plan, names)
             else:
@@ -201,15 +204,17 @@ class CorpusJob:
         try:
             with ticking(progress or Progress(), self._now):
                 deaths = self._embed(engine, setup, plan, todo)
+            self._write_rejects(manifest)
             ended = "finished"
-        except C2VError as error:
-            ended = str(error)
+        except BaseException as error:
+            if isinstance(error, C2VError):
+                ended = str(error)
+            with suppress(C2VError):  # that error is what counts
+                self._write_rejects(manifest)
             raise
         finally:
-            self._write_rejects(manifest)
             if timeline is not None:
                 timeline.close(self._sample(), ended)
-        remove_temporaries(self.folder)  # of workers that were killed
         summary = self._summary(facts, manifest, deaths)
         if todo or not (self.folder / REPORT_NAMES[0]).exists():
             write_report(self.folder, self._facts(summary, manifest))
@@ -220,12 +225,23 @@ class CorpusJob:
         fleet, manifest, plan = self._fleet, self._manifest, self._plan
         if fleet is not None:
             fleet.close()
+        self._tidy()
         if self._timeline is not None:
             self._timeline.close(self._sample(), "interrupted")
         if manifest is None or plan is None:
             return f"interrupted: {self.folder}: no row was embedded; the same command begins again"
         rows = f"{manifest.totals.rows:,} of {plan.rows:,} rows are there"
         return f"interrupted: {self.folder}: {rows}; the same command goes on"
+
+    def _tidy(self) -> None:
+        """Remove what is not whole; what can not be removed now the next start removes."""
+        if self._holds_lock:
+            with suppress(OSError, C2VError):
+                remove_temporaries(self.folder)
+
+    def _let_go(self) -> None:
+        self._tidy()
+        self._holds_lock = False
 
     def _open(self, engine: Encoder | Fleet) -> EngineFacts:
         if not isinstance(engine, Fleet):
@@ -239,7 +255,7 @@ class CorpusJob:
         options, encode = self.options, self.options.encode
         identity = make_identity(options, facts)
         nulls = options.on_error == "null"
-        plan = self._plan
+        plan, made = self._plan, self._plan is None
         if plan is None:
             plan = self._plan = make_plan(
                 self._files,
@@ -250,9 +266,16 @@ class CorpusJob:
                 nulls=nulls,
             )
             check_shards(self.folder, options.format, plan.schema, encode.precision, nulls=nulls)
-            plan.save(self.folder / PLAN_NAME)
+        if options.overwrite:  # now that all else is known to be good
+            begin_anew(self.folder)
         decides = {**identity, "rows": plan.rows, "input": plan.digest}
-        claim(self.folder, decides, versions())
+        begun = (self.folder / JOB_NAME).exists()
+        if begun:  # another job's plan is not replaced
+            claim(self.folder, decides, versions())
+        if made:
+            plan.save(self.folder / PLAN_NAME)
+        if not begun:
+            claim(self.folder, decides, versions())
         dtype = np.dtype(DTYPES[encode.precision]).name
         about = None
         if options.cache is not None:
@@ -279,8 +302,9 @@ class CorpusJob:
             return coordinator.deaths
         runner = setup.make_runner(engine, plan)
         self._counters = lambda: [runner.counters()]
-        for finished in runner.run(todo):
-            self._commit(finished)
+        with closing(runner.run(todo)) as done:  # its threads end before the folder's lock does
+            for finished in done:
+                self._commit(finished)
         return []
 
     def _commit(self, finished: Finished) -> None:
@@ -398,6 +422,7 @@ def make_identity(options: CorpusOptions, facts: EngineFacts) -> dict[str, Any]:
     if prompt_name is None and encode.prompt is None:
         prompt_name = info["default prompt"]
     rows = options.shard_rows or default_shard_rows(facts.dimension, encode.precision)
+    ranges = facts.ranges_digest(encode.precision)
     return {
         "model": stored_name(info),
         "fingerprint": info.get("fingerprint"),
@@ -415,6 +440,7 @@ def make_identity(options: CorpusOptions, facts: EngineFacts) -> dict[str, Any]:
         "id_column": options.id_column,
         "keep": list(options.keep),
         "on_error": options.on_error,
+        **({} if ranges is None else {"ranges": ranges}),
     }
 
 

@@ -118,7 +118,7 @@ class UnitRunner:
         # An engine may have been used before.
         self._engine_before = _engine_counters(engine)
 
-    def run(self, units: Iterable[Unit]) -> Iterator[Finished]:
+    def run(self, units: Iterable[Unit]) -> Generator[Finished, None, None]:
         """Embed units.
 
         Args:
