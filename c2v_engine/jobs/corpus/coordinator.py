@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from c2v_engine.errors import BackendError
 from c2v_engine.jobs.corpus.fleet import Fleet
-from c2v_engine.jobs.corpus.records import Unit
+from c2v_engine.jobs.corpus.records import Unit, UnitDone
 from c2v_engine.jobs.corpus.runner import Counters
 from c2v_engine.jobs.corpus.worker import (
     Done,
@@ -76,6 +76,7 @@ class Coordinator:
         self._failed: dict[int, Failed] = {}
         self._counters: dict[int, Counters] = {}
         self._past: list[Counters] = []
+        self._recorded: dict[int, tuple[int, int]] = {}  # rows and rejects of living workers
         self.deaths: list[Death] = []
 
     def run(self) -> None:
@@ -93,11 +94,15 @@ class Coordinator:
             self._give()
 
     def counters(self) -> list[Counters]:
-        """What all workers have done, those included that are gone; from any thread."""
+        """What all workers have done, those included that are gone; from any thread.
+
+        Of the rows of one that is gone only those count that are recorded.
+        """
         return [*self._past, *list(self._counters.values())]
 
     def _take(self, worker: int, message: object) -> None:
         if isinstance(message, Ready):  # in the place of one that died
+            self._fleet.take_facts([(worker, message)])
             self._fleet.send(worker, self._setup)
         elif isinstance(message, Working):
             self._counters[worker] = message.counters
@@ -106,6 +111,7 @@ class Coordinator:
             number = message.finished.done.unit
             self._held.get(worker, {}).pop(number, None)
             self._commit(message.finished)
+            self._count(worker, message.finished.done)
             self._left.discard(number)
         elif isinstance(message, Want):
             if message.idle:
@@ -132,6 +138,10 @@ class Coordinator:
         near = {self._todo[0].number, *self._held.get(worker, {})}
         return not near & self._blamed.keys()
 
+    def _count(self, worker: int, done: UnitDone) -> None:
+        rows, rejects = self._recorded.get(worker, (0, 0))
+        self._recorded[worker] = (rows + done.rows, rejects + len(done.rejects))
+
     def _give(self) -> None:
         while self._idle and self._todo:
             self._hand(self._idle.pop(0))
@@ -149,7 +159,10 @@ class Coordinator:
         if worker in self._idle:
             self._idle.remove(worker)
         if worker in self._counters:
-            self._past.append(self._counters.pop(worker))
+            rows, rejects = self._recorded.pop(worker, (0, 0))
+            # The rest of its rows will be done again, and counted then.
+            self._past.append(replace(self._counters[worker], rows=rows, rejects=rejects))
+            del self._counters[worker]
         self._todo.extendleft(sorted(held.values(), key=lambda unit: -unit.number))
         death = Death(self._fleet.name(worker), reason, tuple(held))
         self.deaths.append(death)

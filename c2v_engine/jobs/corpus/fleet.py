@@ -37,16 +37,48 @@ class Fleet(ABC):
     A worker's first message is ``Ready`` or ``Failed``, its last ``Ended``, which frees the number.
     """
 
+    facts: EngineFacts | None = None
+
     @abstractmethod
     def start(self) -> EngineFacts:
         """Start the workers and wait until all have opened their models.
 
         Returns:
-            What the first one says; their engines are alike.
+            What the first one says; their engines are seen to be alike.
 
         Raises:
             C2VError: a model can not be opened.
         """
+
+    def take_facts(self, said: list[tuple[int, Message]]) -> list[int]:
+        """See that workers which have started have the engine of the first one; say which did.
+
+        Args:
+            said: by workers that are starting.
+
+        Raises:
+            C2VError: one can not open its model, or opens another.
+        """
+        ready = []
+        for worker, message in said:
+            if isinstance(message, Failed):
+                raise message.mistake() or BackendError(
+                    f"{self.name(worker)}: {message.kind}: {message.message}"
+                )
+            if isinstance(message, Ended):
+                raise BackendError(
+                    f"{self.name(worker)} {message.reason} before its model was loaded"
+                )
+            assert isinstance(message, Ready)
+            self.facts = self.facts or message.facts
+            wrong = self.facts.difference(message.facts)
+            if wrong is not None:
+                raise BackendError(
+                    f"{self.name(worker)}: its engine has {wrong} as the others: all workers must "
+                    "have the same one; name the dtype, and leave the model as it is"
+                )
+            ready.append(worker)
+        return ready
 
     @property
     @abstractmethod
@@ -99,26 +131,17 @@ class ProcessFleet(Fleet):
 
     def start(self) -> EngineFacts:
         """See the base class."""
-        facts: dict[int, EngineFacts] = {}
+        ready: set[int] = set()
         try:
             for worker in range(len(self._openers)):
                 self._start(worker)
-            while len(facts) < len(self._openers):
-                for worker, message in self.events(1.0):
-                    if isinstance(message, Failed):
-                        raise message.mistake() or BackendError(
-                            f"{self.name(worker)}: {message.kind}: {message.message}"
-                        )
-                    if isinstance(message, Ended):
-                        raise BackendError(
-                            f"{self.name(worker)} {message.reason} before its model was loaded"
-                        )
-                    assert isinstance(message, Ready)
-                    facts[worker] = message.facts
+            while len(ready) < len(self._openers):
+                ready.update(self.take_facts(self.events(1.0)))
         except BaseException:
             self.close()
             raise
-        return facts[0]
+        assert self.facts is not None
+        return self.facts
 
     @property
     def workers(self) -> list[int]:

@@ -30,7 +30,6 @@ from c2v_engine.jobs.corpus.worker import (
     Message,
     NothingNow,
     Opener,
-    Ready,
     Setup,
 )
 from c2v_engine.jobs.encode import EncodeOptions
@@ -120,25 +119,14 @@ class RayFleet(Fleet):
             self._share = divide(resources, self._spec.device, self._asked)
             for worker in range(self._share.workers):
                 self._start(worker)
-            facts: dict[int, EngineFacts] = {}
-            events = self._wait_for_places()
-            while len(facts) < self._share.workers:
-                for worker, message in events:
-                    if isinstance(message, Failed):
-                        raise message.mistake() or BackendError(
-                            f"{self.name(worker)}: {message.kind}: {message.message}"
-                        )
-                    if isinstance(message, Ended):
-                        raise BackendError(
-                            f"{self.name(worker)} {message.reason} before its model was loaded"
-                        )
-                    assert isinstance(message, Ready)
-                    facts[worker] = message.facts
-                events = self.events(1.0)
+            ready = set(self.take_facts(self._wait_for_places()))
+            while len(ready) < self._share.workers:
+                ready.update(self.take_facts(self.events(1.0)))
         except BaseException:
             self.close()
             raise
-        return facts[0]
+        assert self.facts is not None
+        return self.facts
 
     @property
     def workers(self) -> list[int]:

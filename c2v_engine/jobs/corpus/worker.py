@@ -29,6 +29,11 @@ from c2v_engine.jobs.corpus.writing import Finished
 from c2v_engine.jobs.encode import EncodeOptions, Encoder
 
 REPORT_SECONDS = 0.5
+# Errors that are made of more than a message.
+_TOLD_AS: dict[type[C2VError], type[C2VError]] = {
+    errors.TextError: errors.InputError,
+    errors.MissingPackageError: errors.BackendError,
+}
 # The pipe ends with the parent, but for a forked copy of the parent that still holds it open.
 _PARENT_CHECK_SECONDS = 5.0
 
@@ -109,8 +114,7 @@ class Failed(NamedTuple):
         """The error that says what is wrong with input, output or options; None for any other."""
         kind = getattr(errors, self.kind, None)
         if isinstance(kind, type) and issubclass(kind, C2VError):
-            kind = errors.InputError if kind is errors.TextError else kind
-            error: C2VError = kind(self.message)
+            error: C2VError = _TOLD_AS.get(kind, kind)(self.message)
             return error
         return None
 

@@ -26,10 +26,12 @@ class FakeOpener:
     Attributes:
         delay: seconds for ten texts.
         fails: the error when it is opened.
+        dtype: that the engine says it has.
     """
 
     delay: float = 0.0
     fails: str | None = None
+    dtype: str = "float32"
 
     def open(self):
         if self.fails == "mistake":
@@ -39,6 +41,8 @@ class FakeOpener:
         engine = FakeEngine()
         engine.window = 10
         engine.delay = self.delay
+        about = {**engine.info(), "dtype": self.dtype}
+        engine.info = lambda: about
         return engine
 
 
