@@ -53,6 +53,18 @@ def prepare_folder(folder: Path) -> bool:
     return False
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether a folder holds a job that has done something: a unit is recorded, or a shard there.
+
+    One that has not, such as one that a wrong prompt ended at once, has nothing to be gone on with.
+    """
+    names = set(os.listdir(folder))
+    if JOB_NAME not in names:
+        return False
+    recorded = MANIFEST_NAME in names and (folder / MANIFEST_NAME).stat().st_size > 0
+    return recorded or any(shard_number(name) is not None for name in names)
+
+
 def claim(folder: Path, job: dict[str, Any], versions: dict[str, Any]) -> bool:
     """Begin a job in a folder, or see that the one in it is the same; under the folder's lock.
 

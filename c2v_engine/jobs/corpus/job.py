@@ -21,9 +21,9 @@ from c2v_engine.jobs.corpus.coordinator import Coordinator, Death
 from c2v_engine.jobs.corpus.facts import EngineFacts
 from c2v_engine.jobs.corpus.finding import find_names
 from c2v_engine.jobs.corpus.fleet import Fleet
-from c2v_engine.jobs.corpus.identity import begin_anew, claim, prepare_folder
+from c2v_engine.jobs.corpus.identity import begin_anew, claim, has_begun, prepare_folder
 from c2v_engine.jobs.corpus.inputs import InputFile, check_unchanged, describe
-from c2v_engine.jobs.corpus.layout import JOB_NAME, PLAN_NAME, REJECTED_NAME, REPORT_NAMES
+from c2v_engine.jobs.corpus.layout import PLAN_NAME, REJECTED_NAME, REPORT_NAMES
 from c2v_engine.jobs.corpus.locking import locked
 from c2v_engine.jobs.corpus.manifest import Manifest
 from c2v_engine.jobs.corpus.plan import Plan, make_plan
@@ -141,7 +141,7 @@ class CorpusJob:
         self._counters: Callable[[], list[Counters]] = list
         self._done_before = 0
         self._fleet: Fleet | None = None
-        self._holds_lock = False
+        self._holds_lock = self._begun = False
         self._timeline: Timeline | None = None
         self._start = time.perf_counter()
 
@@ -158,9 +158,9 @@ class CorpusJob:
             self._holds_lock = True
             stack.callback(self._let_go)
             names = find_names(self.sources, self.folder)
-            begun = (self.folder / JOB_NAME).exists() and not self.options.overwrite
-            # A plan that no job has claimed may be for other options than these.
-            if begun and (self.folder / PLAN_NAME).exists():
+            # Where nothing is done, a plan may be for other options than these: it is made anew.
+            self._begun = has_begun(self.folder) and not self.options.overwrite
+            if self._begun and (self.folder / PLAN_NAME).exists():
                 self._plan = Plan.load(self.folder / PLAN_NAME)
                 self._check_inputs(self._plan, names)
             else:
@@ -266,15 +266,14 @@ class CorpusJob:
                 nulls=nulls,
             )
             check_shards(self.folder, options.format, plan.schema, encode.precision, nulls=nulls)
-        if options.overwrite:  # now that all else is known to be good
-            begin_anew(self.folder)
         decides = {**identity, "rows": plan.rows, "input": plan.digest}
-        begun = (self.folder / JOB_NAME).exists()
-        if begun:  # another job's plan is not replaced
-            claim(self.folder, decides, versions())
+        if self._begun:
+            claim(self.folder, decides, versions())  # before the plan of another job is replaced
+        else:
+            begin_anew(self.folder)  # now that all else is known to be good
         if made:
             plan.save(self.folder / PLAN_NAME)
-        if not begun:
+        if not self._begun:
             claim(self.folder, decides, versions())
         dtype = np.dtype(DTYPES[encode.precision]).name
         about = None

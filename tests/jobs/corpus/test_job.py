@@ -176,3 +176,31 @@ def test_other_ranges_are_another_job(source, tmp_path, monkeypatch):
     engine.ranges = engine.ranges * 2
     with pytest.raises(ConfigError, match="ranges is "):
         run(source, folder, engine, encode=encode)
+
+
+def test_options_that_ended_a_job_before_its_first_row_can_be_corrected(source, tmp_path):
+    folder = tmp_path / "out"
+    engine = Engine()
+
+    def no_such_prompt(*arguments, **options):
+        raise ConfigError("there is no such prompt")
+
+    engine.encode_stream = no_such_prompt
+    with pytest.raises(ConfigError, match="no such prompt"):
+        run(source, folder, engine, encode=EncodeOptions(prompt_name="qurey"))
+    assert (folder / "job.json").exists()
+    run(source, folder, encode=EncodeOptions(prompt_name="query"))
+    assert not verify_job(folder).problems
+    with pytest.raises(ConfigError, match="prompt_name is 'other', the job there has 'query'"):
+        run(source, folder, encode=EncodeOptions(prompt_name="other"))
+
+
+def test_a_job_whose_manifest_is_gone_still_refuses_other_options(source, tmp_path):
+    folder = tmp_path / "out"
+    run(source, folder)
+    (folder / "manifest.jsonl").unlink()
+    with pytest.raises(ConfigError, match="column is 'body'"):
+        run(source, folder, column="body")
+    assert len(shards(folder)) == 5
+    assert run(source, folder).done_before == 0
+    assert not verify_job(folder).problems
