@@ -224,7 +224,8 @@ def _quantize(v: Tensor, precision: PrecisionCode, ranges: Tensor | None) -> Ten
     if precision in _BYTES:
         assert ranges is not None
         low, high = ranges.unbind(0)
-        step = (high - low) / 255
+        # By a number, torch on CUDA would multiply by the reciprocal, which rounds twice.
+        step = (high - low) / torch.full_like(low, 255.0)
         step = torch.where(step == 0, 1.0, step)
         levels = ((v - low) / step).floor().nan_to_num(nan=0.0).clamp(0, 255)
         levels = levels - (128 if precision is PrecisionCode.int8 else 0)

@@ -43,11 +43,13 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     wide = x.float()
     largest = wide.abs().amax(dim=-1, keepdim=True).clamp(min=_SMALLEST)
-    # A number over a tensor would be the reciprocal times the number, which rounds twice.
-    inverse = torch.full_like(largest, FLOAT8_MAX) / largest
+    # Between a tensor and a number torch multiplies by a reciprocal, on CUDA whichever comes first:
+    # two roundings where the kernels have one.
+    greatest = torch.full_like(largest, FLOAT8_MAX)
+    inverse = greatest / largest
     # Rounding can carry a product past the largest value, which the format would make NaN.
     values = (wide * inverse).clamp(-FLOAT8_MAX, FLOAT8_MAX).to(FLOAT8)
-    return values, largest / FLOAT8_MAX
+    return values, largest / greatest
 
 
 def empty_float8_rows(rows: int, columns: int, like: Tensor) -> tuple[Tensor, Tensor]:
