@@ -168,7 +168,7 @@ def engine(run: Run, seconds: float) -> dict[str, Any]:
     command += ["--budget", str(max(seconds - START_AND_END_OF_ENGINE, 1.0))]
     command += ["--commit", run.commit] if run.commit else []
     measured = run.out / "attention.json"
-    if measured.is_file() and not json.loads(measured.read_text(encoding="utf-8")).get("dirty"):
+    if measured.is_file():
         command += ["--attention", str(measured)]
     ended, fields = run.command("engine", command, seconds)
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -11,9 +11,13 @@ held for the same GPU and shapes is replaced; all else in it stays.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import statistics
+import subprocess
 import sys
+import tempfile
+import zipfile
 from collections import defaultdict
 from dataclasses import asdict
 from itertools import pairwise
@@ -21,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from kernel_benchmark.record import digest_sources  # noqa: E402
 
 from c2v_engine.model.attention.measured import TABLE, Measurement, read_table  # noqa: E402
 
@@ -46,6 +52,35 @@ def medians(results: list[dict[str, Any]]) -> dict[tuple[str, int, int, str], An
     return found
 
 
+def check_sources(content: dict[str, Any], name: str) -> None:
+    """Refuses a result that nobody could measure again.
+
+    Raises:
+        ValueError: it was not measured from the sources of a commit.
+    """
+    commit = content.get("commit")
+    known = commit not in (None, "", "unknown")
+    # A copy of a checkout may look changed to git where no source is.
+    if not known or (
+        content.get("dirty") and digest_of(str(commit)) != content.get("sources_sha256")
+    ):
+        raise ValueError(
+            f"{name} was measured from files that are no commit's; commit, then measure"
+        )
+
+
+def digest_of(commit: str) -> str:
+    """The digest of a commit's sources, as a result file has it; empty where it is not here."""
+    command = ["git", "-C", str(ROOT), "archive", "--format=zip", commit]
+    found = subprocess.run(command, capture_output=True, check=False)
+    if found.returncode != 0:
+        return ""
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(io.BytesIO(found.stdout)) as archive:
+            archive.extractall(folder)
+        return digest_sources(Path(folder))
+
+
 def measurements(content: dict[str, Any], name: str) -> list[Measurement]:
     """What a result file says.
 
@@ -54,14 +89,10 @@ def measurements(content: dict[str, Any], name: str) -> list[Measurement]:
         name: under which the table refers to it.
 
     Raises:
-        ValueError: it is not of a GPU, or not of a commit.
+        ValueError: it is not of a GPU.
     """
     if not content.get("gpu") or not content.get("compute_capability"):
         raise ValueError(f"{name} was not measured on a GPU")
-    if content.get("dirty") or content.get("commit") in (None, "", "unknown"):
-        raise ValueError(
-            f"{name} was measured from files that are no commit's; commit, then measure"
-        )
     capability = ".".join(map(str, content["compute_capability"]))
     entries = []
     for (dtype, head_dim, group, mask), by_length in medians(content["results"]).items():
@@ -108,7 +139,9 @@ def main() -> None:
     path: Path = arguments.result.resolve()
     name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
     try:
-        new = measurements(json.loads(path.read_text(encoding="utf-8")), name)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        check_sources(content, name)
+        new = measurements(content, name)
     except ValueError as error:
         sys.exit(str(error))
     old = list(read_table(arguments.table)) if arguments.table.is_file() else []

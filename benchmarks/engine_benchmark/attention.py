@@ -27,7 +27,7 @@ def follow_result(path: Path) -> list[str]:
 
     Raises:
         OSError: it can not be read.
-        ValueError: it is no result of a GPU, or not of a commit.
+        ValueError: it is no result of a GPU.
     """
     sys.path.insert(0, str(ROOT / "tools"))
     try:

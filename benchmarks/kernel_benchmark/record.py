@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Record", "RecordError", "describe_machine", "describe_sources"]
+__all__ = ["Record", "RecordError", "describe_machine", "describe_sources", "digest_sources"]
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("kernels/*.py", "csrc/*", "c2v_engine/**/*.py", "benchmarks/**/*.py", "setup.py")
@@ -137,15 +137,20 @@ def describe_sources(commit: str | None = None) -> dict[str, Any]:
     """
     found = git("rev-parse", "HEAD")
     changed = git("status", "--porcelain", "--", *WATCHED)
-    digest = hashlib.sha256()
-    for path in sorted(path for pattern in SOURCES for path in ROOT.glob(pattern)):
-        if path.is_file():
-            digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return {
         "commit": commit or found or "unknown",
         "dirty": None if changed is None else bool(changed),
-        "sources_sha256": digest.hexdigest(),
+        "sources_sha256": digest_sources(ROOT),
     }
+
+
+def digest_sources(root: Path) -> str:
+    """The SHA-256 of the names and contents of what is measured, of a checkout."""
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in SOURCES for path in root.glob(pattern)):
+        if path.is_file():
+            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def describe_machine() -> dict[str, Any]:

@@ -129,6 +129,22 @@ def test_a_backend_that_can_not_serve_leaves_its_place_to_the_next():
     assert backend.backend_for(sequences([80]), AttentionMask(True)).name == "sdpa"
 
 
+def test_no_choice_takes_the_graphs_from_small_batches():
+    class Graphed(SdpaAttention):
+        name = "graphed"
+        capturable = True
+
+    class Other(Graphed):
+        name = "other"
+
+    kinds = {**KINDS, "graphed": Graphed, "other": Other}
+    table = [measurement(64, "quick", "other"), measurement(90, "quick")]
+    backend = measured_attention(table, GPU, HEADS, lambda name: kinds[name](), Graphed())
+    assert backend.capturable
+    assert backend.backend_for(sequences([9]), AttentionMask(True)).name == "other"
+    assert backend.backend_for(sequences([80]), AttentionMask(True)).name == "graphed"
+
+
 def test_a_table_that_says_the_built_in_kernel_needs_no_backend_of_its_own():
     assert (
         type(follow([measurement(64, "sdpa"), measurement(90, "sdpa", "quick")])) is SdpaAttention
@@ -269,6 +285,17 @@ def test_the_tool_refuses_what_nobody_could_measure_again(tmp_path, change, mess
     assert done.returncode == 1
     assert message in done.stderr
     assert not table.exists()
+
+
+def test_the_tool_takes_an_unchanged_copy_of_a_commit(tmp_path):
+    root = TOOL.parents[1]
+    stored = sorted(root.glob("benchmarks/results/*-f38528f/attention.json"))
+    known = ["git", "-C", str(root), "cat-file", "-e", "f38528f"]
+    if not stored or subprocess.run(known, check=False, capture_output=True).returncode:
+        pytest.skip("the history of the repository is not here")
+    assert json.loads(stored[0].read_text())["dirty"]
+    done = run_tool(stored[0], tmp_path / "table.json")
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_table_stands_beside_the_code_that_reads_it():

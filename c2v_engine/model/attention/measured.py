@@ -164,6 +164,9 @@ def measured_attention(
 ) -> AttentionBackend:
     """The backend that follows a table, or ``otherwise`` where the table says nothing else.
 
+    Where a CUDA graph can hold ``otherwise``, none is chosen that a graph can not hold: it would
+    take their graphs from small batches, which take several times as long without.
+
     Args:
         table: the measurements.
         gpu: that will run.
@@ -174,8 +177,9 @@ def measured_attention(
     steps: dict[bool, list[Step]] = {}
     for causal in (True, False):
         for entry in measurements_for(table, gpu, heads, AttentionMask(causal)):
-            ranked = (usable(name) for name in entry.backends)
-            backend = next((found for found in ranked if found is not None), otherwise)
+            ranked = filter(None, map(usable, entry.backends))
+            fit = (b for b in ranked if b.capturable or not otherwise.capturable)
+            backend = next(fit, otherwise)
             steps.setdefault(causal, []).append(Step(entry.mean_length_up_to, backend))
     if all(step.backend.name == otherwise.name for found in steps.values() for step in found):
         return otherwise
