@@ -43,9 +43,14 @@ class _Layout:
 
     def split(self, flat: torch.Tensor) -> Embedded:
         size = self.texts * self.columns * self.dtype.itemsize
-        embeddings = flat[:size].clone().view(self.dtype).view(self.texts, self.columns)
-        norms = flat[size : size + 4 * self.texts].clone().view(torch.float32)
-        return Embedded(embeddings, norms)
+        # NumPy copies in this thread. torch would wake one for every processor, and these then spin
+        # for milliseconds beside the threads that launch and tokenise.
+        embeddings, norms = (
+            torch.from_numpy(part.numpy().copy())
+            for part in (flat[:size], flat[size : size + 4 * self.texts])
+        )
+        embeddings = embeddings.view(self.dtype).view(self.texts, self.columns)
+        return Embedded(embeddings, norms.view(torch.float32))
 
 
 def _page_locked(elements: int, dtype: torch.dtype) -> torch.Tensor:
