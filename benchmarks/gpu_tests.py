@@ -19,14 +19,30 @@ from processes import ROOT, Ended, end_all, run_command
 __all__ = ["GPU_TEST_FOLDERS", "gpu_test_files", "run_test_files"]
 
 GPU_TEST_FOLDERS = ("tests/gpu", "tests/kernels", "tests/csrc")
-# They compile for GPUs that are not here, take minutes, and are part of the tests of any machine.
-LEFT_OUT = ("test_aot", "test_cuda_compile")
+# They compile for GPUs that are not here, or ask nothing of one, take from ten seconds to minutes,
+# and are part of the tests of any machine.
+LEFT_OUT = (
+    "test_aot",
+    "test_build_settings",
+    "test_compilations",
+    "test_compile_and_export",
+    "test_cuda_compile",
+    "test_dispatch",
+    "test_extension",
+    "test_linear_int8",
+    "test_namespace",
+    "test_qk_norm_rope_rounding",
+    "test_rows",
+)
 # What has failed on a GPU, and what compiles the most kernels, 50 to 190 of them: begun last, they
 # would be cut.
 FIRST = (
     "test_cuda_parity.py",
     "test_packed_attention_triton.py",
     "test_cuda_speed.py",
+    "test_quantize_rows.py",
+    "test_silu_and_mul_fp8.py",
+    "test_silu_and_mul.py",
     "test_qk_norm_rope.py",
     "test_cuda_engine.py",
     "test_linear_fp8.py",

@@ -3,9 +3,9 @@
     pytest -p outcomes_plugin --outcomes FILE [--shard 1/3] [--most-cases 24]
 
 Of a file that is shared out, a shard runs every third test, say. With a bound on the cases of a
-test function, those that need no GPU are left out where others of the function need one, and then
-some evenly; how many were is a line too. So a run that is cut, or that takes the process with it,
-has said how far it came.
+test function, those that need no GPU are left out where others of the function need one, and of
+too many that remain some evenly; how many were is a line too. So a run that is cut, or that takes
+the process with it, has said how far it came.
 """
 
 from __future__ import annotations
@@ -88,8 +88,7 @@ def chosen_names(names: list[str], most: int) -> list[str]:
         functions.setdefault(name.partition("[")[0], []).append(name)
     chosen: list[str] = []
     for cases in functions.values():
-        if len(cases) > most:
-            cases = [name for name in cases if "cuda" in name.partition("[")[2]] or cases
+        cases = [name for name in cases if "cuda" in name.partition("[")[2]] or cases
         step = max(1.0, (len(cases) - 1) / max(most - 1, 1))
         chosen += [cases[round(i * step)] for i in range(min(most, len(cases)))]
     return chosen
