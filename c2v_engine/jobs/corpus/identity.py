@@ -68,6 +68,9 @@ def has_begun(folder: Path) -> bool:
 def claim(folder: Path, job: dict[str, Any], versions: dict[str, Any]) -> bool:
     """Begin a job in a folder, or see that the one in it is the same; under the folder's lock.
 
+    A job that stops at bad rows may go on as one that skips them: what it has finished holds none,
+    and would be the same. ``job.json`` says so from then on.
+
     Args:
         folder: as ``prepare_folder`` accepts it.
         job: what decides the output, as JSON has it: compared.
@@ -82,8 +85,18 @@ def claim(folder: Path, job: dict[str, Any], versions: dict[str, Any]) -> bool:
     """
     job = json.loads(json.dumps(job))
     if (folder / JOB_NAME).exists():
-        _compare(folder, job, read_job(folder))
+        found = read_job(folder)
+        if (found.get("on_error"), job.get("on_error")) == ("fail", "skip"):
+            _compare(folder, job, {**found, "on_error": "skip"})
+            _write(folder, job, json.loads((folder / JOB_NAME).read_bytes())["versions"])
+        else:
+            _compare(folder, job, found)
         return True
+    _write(folder, job, versions)
+    return False
+
+
+def _write(folder: Path, job: dict[str, Any], versions: dict[str, Any]) -> None:
     values = {
         "format_version": FORMAT_VERSION,
         "job": job,
@@ -91,14 +104,13 @@ def claim(folder: Path, job: dict[str, Any], versions: dict[str, Any]) -> bool:
         "versions": versions,
     }
     text = json.dumps(values, indent=2, ensure_ascii=False, sort_keys=False) + "\n"
-    target = AtomicFile(folder / JOB_NAME)
+    target = AtomicFile(folder / JOB_NAME, overwrite=True)
     try:
         target.file.write(text.encode("utf-8", "surrogatepass"))
     except OSError as error:
         target.abandon()
         raise target.failure(error) from error
     target.commit()
-    return False
 
 
 def read_job(folder: Path) -> dict[str, Any]:

@@ -43,6 +43,21 @@ def test_every_difference_is_named(tmp_path):
     )
 
 
+def test_a_job_that_stopped_at_a_bad_row_goes_on_without_it_and_never_back(tmp_path):
+    stops, skips = {**JOB, "on_error": "fail"}, {**JOB, "on_error": "skip"}
+    claim(tmp_path, stops, {"torch": "2"})
+    with pytest.raises(ConfigError, match="precision is 'int8'"):
+        claim(tmp_path, {**skips, "precision": "int8"}, {})
+    with pytest.raises(ConfigError, match="on_error is 'null', the job there has 'fail'"):
+        claim(tmp_path, {**JOB, "on_error": "null"}, {})
+    assert read_job(tmp_path)["on_error"] == "fail"
+    assert claim(tmp_path, skips, {"torch": "3"}) is True
+    assert read_job(tmp_path) == {**skips, "keep": ["a", "b"]}
+    assert json.loads((tmp_path / "job.json").read_text())["versions"] == {"torch": "2"}
+    with pytest.raises(ConfigError, match="on_error is 'fail', the job there has 'skip'"):
+        claim(tmp_path, stops, {})
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
