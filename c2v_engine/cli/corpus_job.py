@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 def is_folder(output: str) -> bool:
     """Whether an output is a folder: one that is there, or a name with no extension."""
     return output.endswith(("/", os.sep)) or os.path.isdir(output) or not Path(output).suffix
+
+
+def needs_folder(source: str) -> bool:
+    """Whether an input can not be embedded into one file: a folder, a glob or a URL."""
+    if "://" in source or os.path.isdir(source):
+        return True
+    return has_magic(source) and not os.path.exists(source)
 
 
 def encode_folder(
@@ -112,6 +120,8 @@ def _print_summary(summary: CorpusSummary) -> None:
     speed = (
         f"{here / summary.seconds:,.0f} rows/s, {summary.tokens / summary.seconds:,.0f} tokens/s"
     )
+    if not here:
+        speed = "nothing was left to do"
     info = summary.facts.info
     facts = {
         "rows": rows,

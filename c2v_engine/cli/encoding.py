@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from c2v_engine.cli.app import app, fail
-from c2v_engine.cli.corpus_job import encode_folder, is_folder
+from c2v_engine.cli.corpus_job import encode_folder, is_folder, needs_folder
 from c2v_engine.cli.options import (
     BackendOption,
     BatchTokensOption,
@@ -56,7 +56,7 @@ def encode(
         typer.Argument(
             metavar="INPUT...",
             help=".txt, .jsonl, .csv, .parquet; also .gz, .zst. Where the output is a folder, also "
-            "Arrow, several files, folders, globs and URLs.",
+            "Arrow, .bz2, .lz4, several files, folders, globs and URLs.",
         ),
     ],
     output: Annotated[
@@ -98,7 +98,8 @@ def encode(
         int | None, typer.Option(min=1, help="Folder: so many processes on the CPU, or Ray actors.")
     ] = None,
     ray: Annotated[
-        str | None, typer.Option(help="Folder: address of a Ray cluster; local starts one here.")
+        str | None,
+        typer.Option(help="Folder: a Ray cluster: auto, its address, or local, one of its own."),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option(help="Replace an output that exists; begin a folder's job anew.")
@@ -138,6 +139,8 @@ def encode(
         fail(f"{flag} goes with a folder as output, and {output} is a file's name")
     if len(sources) > 1:
         fail(f"{len(sources)} inputs, and the output {output} is a file's name: name a folder")
+    if needs_folder(sources[0]):
+        fail(f"{sources[0]}: goes with a folder as output, and {output} is a file's name")
     _encode_file(sources[0], output, engine, encode_options, columns, quiet=quiet)
 
 

@@ -79,3 +79,24 @@ def test_merge_takes_an_unfinished_job_only_on_demand(capsys, tmp_path):
     code, out, _ = c2v(capsys, *arguments, "--unfinished")
     assert code == 0
     assert "shards  2 of 5: the job is not finished" in out
+
+
+@pytest.mark.parametrize("source", [".", "*.jsonl", "s3://bucket/corpus.jsonl"])
+def test_an_input_of_several_files_needs_a_folder(capsys, tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = c2v(capsys, "encode", source, "-o", "out.parquet")
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: {source}: goes with a folder as output, and out.parquet is a file's name\n"
+    )
+
+
+def test_a_precision_that_no_file_holds_is_refused_before_a_model_is_loaded(capsys, tmp_path):
+    (tmp_path / "a.txt").write_text("a\n")
+    command = ("encode", tmp_path / "a.txt", "-o", tmp_path / "out", "--precision", "bfloat16")
+    code, _, err = c2v(capsys, *command)
+    assert code == 2
+    assert err == (
+        f"error: {tmp_path / 'out'}: files hold no bfloat16: write float16 or float32 instead\n"
+    )
+    assert not (tmp_path / "out").exists()

@@ -92,8 +92,8 @@ def _each(do: Callable[[_T], _R], items: Sequence[_T], names: Sequence[str]) -> 
 
 
 def _describe(name: str) -> InputFile:
-    format, compression = format_of(name)
     size, modified = _status(name)
+    format, compression = format_of(name)
     return InputFile(name, format, compression, size, modified, _digest(name, size))
 
 

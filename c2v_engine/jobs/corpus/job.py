@@ -39,7 +39,7 @@ from c2v_engine.jobs.encode import EncodeOptions, Encoder
 from c2v_engine.jobs.maker import stored_name
 from c2v_engine.jobs.output import AtomicFile
 from c2v_engine.jobs.progress import Progress, Snapshot, ticking
-from c2v_engine.jobs.writers import DTYPES, pack_ranges
+from c2v_engine.jobs.writers import DTYPES, check_precision, pack_ranges
 
 ON_ERROR = ("fail", "skip", "null")
 
@@ -130,6 +130,7 @@ class CorpusJob:
             raise InputError(
                 f"on_error is {options.on_error!r}, expected one of: {', '.join(ON_ERROR)}"
             )
+        check_precision(str(folder), options.encode.precision)
         self.sources = list(sources)
         self.folder = folder
         self.options = options
