@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -146,6 +147,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "commit": arguments.commit or git_commit(),
         "cpu": processor_name(),
+        "threads": os.cpu_count(),
         "device": arguments.device,
         "model": arguments.model,
         "scaling": [],
