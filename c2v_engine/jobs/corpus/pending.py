@@ -22,6 +22,7 @@ class PendingBlock:
     Attributes:
         unit: as given.
         block: as given.
+        known_bytes: of the rows that need not be computed, about.
     """
 
     def __init__(
@@ -30,6 +31,9 @@ class PendingBlock:
         self.unit = unit
         self.block = block
         self._known = known or {}
+        self.known_bytes = sum(
+            vector.nbytes + len(block.texts[place] or "") for place, vector in self._known.items()
+        )
         # Positions that the engine is asked for, in order; the first ``_filled`` have come back.
         self._wanted = [
             place

@@ -22,6 +22,7 @@ from c2v_engine.jobs.encode import EncodeOptions, Encoder
 # Rows that wait for an earlier one; more than the engine reads ahead, so it only happens where
 # most embeddings are known already and the engine would wait long for enough texts.
 _MOST_WAITING = 65_536
+_MOST_KNOWN_BYTES = 128 * 1024 * 1024
 _ENGINE_SECONDS = ("busy_seconds", "tokenize_seconds", "wait_seconds")
 
 
@@ -108,7 +109,7 @@ class UnitRunner:
         self._cache = cache
         self._pending: deque[PendingBlock | EndOfUnit] = deque()
         self._rows = self._cached = self._fed = 0
-        self._waiting = 0
+        self._waiting = self._known_bytes = 0
         self._begun = time.perf_counter()
         self._tokens_told = 0
         self._feed: Feed | None = None
@@ -158,7 +159,7 @@ class UnitRunner:
             feed.close()
             writer.close()
             self._pending.clear()
-            self._waiting = 0
+            self._waiting = self._known_bytes = 0
             self._read_before += feed.seconds
             self._write_before += writer.seconds
             self._rejects_before += writer.rejects
@@ -216,7 +217,7 @@ class UnitRunner:
         for piece in list(self._pending):  # of a stream that was cut
             if isinstance(piece, PendingBlock):
                 yield from piece.texts()
-        while self._waiting < _MOST_WAITING:
+        while self._waiting < _MOST_WAITING and self._known_bytes < _MOST_KNOWN_BYTES:
             found = feed.next()
             if found is None:
                 ended.append(True)
@@ -227,6 +228,7 @@ class UnitRunner:
                 entry = PendingBlock(found.unit, found.block, self._known(found.block))
                 self._pending.append(entry)
                 self._waiting += len(found.block)
+                self._known_bytes += entry.known_bytes
                 self._fed += len(found.block)
                 yield from entry.texts()
             self._settle(writer)
@@ -264,6 +266,7 @@ class UnitRunner:
                 return
             self._pending.popleft()
             self._waiting -= len(piece.block)
+            self._known_bytes -= piece.known_bytes
             self._rows += len(piece.block)
             writer.put(piece)
 

@@ -112,9 +112,19 @@ def test_known_texts_are_not_computed_again():
     np.testing.assert_array_equal(second.written[0][1], vectors(TEXTS[:5] + TEXTS[6:50]))
 
 
-def test_a_stream_of_known_texts_does_not_wait_for_ever(monkeypatch):
+@pytest.mark.parametrize(("limit", "value"), [("_MOST_WAITING", 30), ("_MOST_KNOWN_BYTES", 1500)])
+def test_a_stream_of_known_texts_does_not_wait_for_ever(monkeypatch, limit, value):
     """Few unknown texts among many known ones: the rows that wait for them stay bounded."""
-    monkeypatch.setattr(runner_module, "_MOST_WAITING", 30)
+    monkeypatch.setattr(runner_module, limit, value)
+    most = 0
+    settle = UnitRunner._settle
+
+    def settled(runner, writer):
+        nonlocal most
+        settle(runner, writer)
+        most = max(most, runner._waiting)
+
+    monkeypatch.setattr(UnitRunner, "_settle", settled)
     cache = DictCache()
     cache.put_many(TEXTS, vectors(TEXTS))
     for row in range(0, 300, 20):
@@ -123,6 +133,7 @@ def test_a_stream_of_known_texts_does_not_wait_for_ever(monkeypatch):
     found = np.concatenate([shards.written[n][1] for n in range(6)])
     np.testing.assert_array_equal(found, vectors(TEXTS))
     assert runner.counters().cached == 285
+    assert 0 < most < 60  # a known row has about 47 bytes here
 
 
 def test_units_before_an_error_of_the_input_are_finished():
