@@ -230,7 +230,10 @@ class CorpusJob:
         if self._timeline is not None:
             self._timeline.close(self._sample(), "interrupted")
         if manifest is None or plan is None:
-            return f"interrupted: {self.folder}: no row was embedded; the same command begins again"
+            how = "no row was embedded; the same command begins again"
+            if self._begun:
+                how = "no row was added to what is there; the same command goes on"
+            return f"interrupted: {self.folder}: {how}"
         rows = f"{manifest.totals.rows:,} of {plan.rows:,} rows are there"
         return f"interrupted: {self.folder}: {rows}; the same command goes on"
 

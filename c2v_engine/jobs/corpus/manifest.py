@@ -180,7 +180,7 @@ class Manifest:
     def _write(self, line: bytes) -> None:
         if self._descriptor is None:
             new = not self.path.exists()
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
             self._descriptor = os.open(self.path, flags, 0o666)
             if new:
                 sync_folder(self.folder)

@@ -175,7 +175,7 @@ class Timeline:
             return
         data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
         try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
             descriptor = os.open(self.path, flags, 0o666)
             try:
                 if fresh_line and _is_torn(descriptor):

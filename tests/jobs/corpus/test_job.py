@@ -204,3 +204,14 @@ def test_a_job_whose_manifest_is_gone_still_refuses_other_options(source, tmp_pa
     assert len(shards(folder)) == 5
     assert run(source, folder).done_before == 0
     assert not verify_job(folder).problems
+
+
+def test_an_interrupt_before_the_model_is_loaded_says_what_is_there(source, tmp_path):
+    folder = tmp_path / "out"
+    job = CorpusJob([str(source)], folder, CorpusOptions(shard_rows=8), note=print)
+    with job:
+        assert "no row was embedded" in job.interrupt()
+        job.run(Engine())
+    job = CorpusJob([str(source)], folder, CorpusOptions(shard_rows=8), note=print)
+    with job:
+        assert "no row was added to what is there" in job.interrupt()

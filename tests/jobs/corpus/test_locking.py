@@ -64,3 +64,14 @@ def test_a_place_that_can_not_be_written_to_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="can not be written: "), locked(tmp_path / "file"):
         pass
+
+
+def test_a_process_that_was_started_under_it_does_not_keep_it(tmp_path):
+    with locked(tmp_path):
+        child = subprocess.Popen(["sleep", "60"], close_fds=False)
+    try:
+        with locked(tmp_path):
+            pass
+    finally:
+        child.kill()
+        child.wait()
