@@ -33,7 +33,7 @@ def needs_folder(source: str) -> bool:
 
 def encode_folder(
     sources: Sequence[str],
-    folder: Path,
+    output: str,
     engine: EngineOptions,
     encode_options: dict[str, Any],
     options: dict[str, Any],
@@ -44,7 +44,7 @@ def encode_folder(
 
     Args:
         sources: of the texts.
-        folder: for the shards.
+        output: the folder for the shards.
         engine: which, and where.
         encode_options: of ``EncodeOptions``.
         options: of ``CorpusOptions``, as far as they were given, and ``workers`` and ``ray``.
@@ -53,6 +53,9 @@ def encode_folder(
     from c2v_engine.jobs.interrupts import stop_signals
 
     job: CorpusJob | None = None
+    folder = Path(output)
+    if "://" in output:
+        fail(f"{output}: the output is a folder of this machine's file systems, not a URL")
 
     def on_stop() -> str:
         return f"interrupted: {folder}: nothing was begun" if job is None else job.interrupt()

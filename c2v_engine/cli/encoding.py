@@ -130,9 +130,7 @@ def encode(
     given = {name: value for name, value in folder_options.items() if value is not None}
     columns = {"column": column, "id_column": id_column, "overwrite": overwrite}
     if is_folder(output):
-        encode_folder(
-            sources, Path(output), engine, encode_options, {**columns, **given}, quiet=quiet
-        )
+        encode_folder(sources, output, engine, encode_options, {**columns, **given}, quiet=quiet)
         return
     for name in given:
         flag = f"--{name.replace('_', '-')}"

@@ -100,3 +100,32 @@ def test_a_precision_that_no_file_holds_is_refused_before_a_model_is_loaded(caps
         f"error: {tmp_path / 'out'}: files hold no bfloat16: write float16 or float32 instead\n"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_url_is_no_output(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("a\n")
+    code, _, err = c2v(capsys, "encode", "a.txt", "-o", "s3://bucket/out")
+    assert code == 2
+    assert err.startswith("error: s3://bucket/out: the output is a folder of this machine's")
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("arguments", [("gone.txt",), ("a.txt", "--id-column", "id")])
+def test_a_job_is_not_removed_for_one_that_can_not_begin(capsys, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("a\n")
+    write_job(tmp_path / "out")
+    assert c2v(capsys, "encode", *arguments, "-o", "out", "--overwrite")[0] == 2
+    assert c2v(capsys, "verify", "out")[0] == 0
+
+
+def test_a_job_is_replaced_on_demand(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("a\nb\n")
+    write_job(tmp_path / "out")
+    command = ("encode", "a.txt", "-o", "out", "--precision", "float16")
+    assert c2v(capsys, *command)[0] == 2
+    assert c2v(capsys, *command, "--overwrite")[0] == 0
+    code, out, _ = c2v(capsys, "verify", "out")
+    assert (code, out.splitlines()[0].split()) == (0, ["rows", "2", "of", "2"])
