@@ -152,10 +152,11 @@ def test_long_run_without_a_terminal_prints_plain_lines(tmp_path):
     source = put(tmp_path, "a.txt", "one\n" * 700)
     done = fake_c2v("encode", source, "-o", tmp_path / "o.npy", window=100, delay=0.25)
     assert done.returncode == 0
-    (line,) = done.stderr.splitlines()
-    assert "texts/s" in line
-    assert line.endswith(" left")
-    assert "\x1b" not in line
+    lines = done.stderr.splitlines()
+    assert 1 <= len(lines) <= 4  # one a second, and the run takes two where nothing else does
+    assert all("texts/s" in line for line in lines)
+    assert lines[0].endswith(" left")
+    assert "\x1b" not in done.stderr
 
 
 def test_terminal_gets_a_bar(tmp_path):
