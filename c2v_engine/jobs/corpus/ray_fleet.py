@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from c2v_engine._version import __version__
@@ -71,7 +71,7 @@ class Share:
 class _Actor:
     handle: Any
     reply: Any  # to the call that waits for its next messages
-    place: Place | None = None
+    since: float = field(default_factory=time.monotonic)
 
 
 class RayFleet(Fleet):
@@ -158,7 +158,7 @@ class RayFleet(Fleet):
                 found.append((number, Ended("ended by an error")))
                 continue
             actor.reply = actor.handle.poll.remote()
-        return found
+        return found or self._without_room()
 
     def send(self, worker: int, message: Unit | NothingNow | Setup) -> None:
         """See the base class."""
@@ -224,6 +224,16 @@ class RayFleet(Fleet):
                 wrong = f"has c2v-engine {message.release}, this machine has {__version__}"
                 return [Failed("BackendError", f"{self.name(worker)}: {wrong}", "")]
         return messages
+
+    def _without_room(self) -> list[tuple[int, Message]]:
+        """End those that get no processors, once the job began and where no other is at work."""
+        if self.facts is None or self._places.keys() & self._running.keys():
+            return []
+        late = time.monotonic() - _PLACE_SECONDS
+        numbers = [number for number, actor in self._running.items() if actor.since < late]
+        for number in numbers:
+            self._end(number)
+        return [(n, Ended(f"got no processors in {_PLACE_SECONDS:.0f} s")) for n in numbers]
 
     def _wait_for_places(self) -> list[tuple[int, Message]]:
         """Wait until all actors have their processors; what they said meanwhile."""

@@ -15,12 +15,12 @@ from c2v_engine.opener import EngineSpec
 
 @dataclass(frozen=True)
 class RayOpener(FakeOpener):
-    """Opens the made-up engine on the one CPU of an actor."""
+    """Opens the made-up engine on the one CPU of an actor, or on more than there are."""
 
     device: str = "auto"
 
     def on(self, device, threads=None):
-        assert (device, threads) == ("cpu", 1)
+        assert (device, threads) in (("cpu", 1), ("cpu", 64))
         return self
 
 

@@ -16,6 +16,7 @@ from process_units import TEXTS, FakeOpener, FakeSetup
 from ray_units import RayOpener
 
 from c2v_engine.errors import BackendError, MissingPackageError
+from c2v_engine.jobs.corpus import ray_fleet
 from c2v_engine.jobs.corpus.coordinator import Coordinator
 from c2v_engine.jobs.corpus.ray_fleet import RayFleet, Share, death_reason, divide
 from c2v_engine.jobs.corpus.ray_worker import Place, RayWorker
@@ -194,3 +195,20 @@ def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingPackageError, match=r"ray.* pip install 'c2v-engine\[ray\]'"):
         RayFleet(RayOpener(), EncodeOptions(), "local")
+
+
+def test_a_cluster_that_has_no_room_any_more_ends_the_job(ray, tmp_path, monkeypatch):
+    """As where machines are gone: without workers nothing would ever come."""
+    monkeypatch.setattr(ray_fleet, "_PLACE_SECONDS", 1.0)
+    begin = RayFleet.start
+
+    def start(fleet):
+        with monkeypatch.context() as patched:
+            patched.setattr(ray_fleet, "_PLACE_SECONDS", 60.0)
+            facts = begin(fleet)
+        fleet._share = Share(2, 0, 64)
+        return facts
+
+    monkeypatch.setattr(RayFleet, "start", start)
+    with pytest.raises(BackendError, match=r"no worker is left: .* got no processors in 1 s"):
+        run(tmp_path, RayOpener(), FakeSetup(tmp_path, deadly=4, always=True))
