@@ -77,6 +77,12 @@ def test_version_is_printed(capsys):
         ("a.txt", "x\n", ["-o", "none/o.npy"], "does not exist"),
         ("a.txt", "x\n", ["-o", "a.pickle"], "unknown extension '.pickle'"),
         ("a.txt", "x\n", ["-o", "a.txt"], "unknown extension '.txt'"),
+        (
+            "a.txt",
+            "x\n",
+            ["-o", "corpus-2.0"],
+            "known are .npy, .parquet (a folder's name ends in /)",
+        ),
         ("a.txt", "x\n", ["-o", "old.npy"], "exists already; --overwrite replaces it"),
     ],
 )

@@ -36,6 +36,16 @@ class EngineFacts:
         Raises:
             InputError: options that can not be.
         """
+        # Whatever the engine refuses, it refuses before a job has begun with it.
+        for _ in engine.encode_stream(
+            iter(()),
+            prompt_name=options.prompt_name,
+            prompt=options.prompt,
+            batch_tokens=options.batch_tokens,
+            truncate_dim=options.truncate_dim,
+            precision=options.precision,
+        ):
+            pass
         dimension = engine.output_dimension(options.truncate_dim, options.precision)
         return cls(engine.info(), dimension, engine.ranges)
 

@@ -176,6 +176,12 @@ def job_digest(job: dict[str, Any]) -> str:
 
 def _compare(folder: Path, job: dict[str, Any], found: dict[str, Any]) -> None:
     missing = object()
+    same_rest = all(job.get(key) == found.get(key) for key in {*job, *found} - {"input", "rows"})
+    if same_rest and job.get("input") != found.get("input"):
+        raise ConfigError(
+            f"{folder}: the input is not the one that the job began with: put it back, choose "
+            "another folder, or --overwrite to begin anew"
+        )
     differing = [
         f"{key} is {_shown(job[key]) if key in job else 'not given'}, the job there has "
         f"{_shown(found[key]) if key in found else 'none'}"

@@ -21,6 +21,7 @@ from c2v_engine.jobs.corpus.coordinator import Coordinator, Death
 from c2v_engine.jobs.corpus.facts import EngineFacts
 from c2v_engine.jobs.corpus.finding import find_names
 from c2v_engine.jobs.corpus.fleet import Fleet
+from c2v_engine.jobs.corpus.given import check_apart, check_given
 from c2v_engine.jobs.corpus.identity import begin_anew, claim, has_begun, prepare_folder
 from c2v_engine.jobs.corpus.inputs import InputFile, check_unchanged, describe
 from c2v_engine.jobs.corpus.layout import PLAN_NAME, REJECTED_NAME, REPORT_NAMES
@@ -159,11 +160,14 @@ class CorpusJob:
             self._holds_lock = True
             stack.callback(self._let_go)
             names = find_names(self.sources, self.folder)
+            if self.options.overwrite:
+                check_apart(names, self.folder)
             # Where nothing is done, a plan may be for other options than these: it is made anew.
             self._begun = has_begun(self.folder) and not self.options.overwrite
             if self._begun and (self.folder / PLAN_NAME).exists():
                 self._plan = Plan.load(self.folder / PLAN_NAME)
-                self._check_inputs(self._plan, names)
+                check_given(self._plan.files, names, self.folder)
+                check_unchanged(self._plan.files)
             else:
                 self._files = describe(names)
             self._exit = stack.pop_all()
@@ -217,7 +221,7 @@ class CorpusJob:
             if timeline is not None:
                 timeline.close(self._sample(), ended)
         summary = self._summary(facts, manifest, deaths)
-        if todo or not (self.folder / REPORT_NAMES[0]).exists():
+        if todo or not all((self.folder / name).exists() for name in REPORT_NAMES):
             write_report(self.folder, self._facts(summary, manifest))
         return summary
 
@@ -399,23 +403,6 @@ class CorpusJob:
             options=make_identity(self.options, summary.facts),
             versions=versions(),
         )
-
-    def _check_inputs(self, plan: Plan, given: list[str]) -> None:
-        known = [file.name for file in plan.files]
-        missing = set(known).difference(given)
-        if missing:
-            raise InputError(
-                f"{min(missing)}: the job in {self.folder} has this file, and it was not given"
-            )
-        added = set(given).difference(known)
-        if added:
-            raise InputError(
-                f"{min(added)}: is not among the {len(known)} files of the job in {self.folder}: "
-                "take another folder for it, or --overwrite to begin anew"
-            )
-        if given != known:
-            raise InputError(f"the files come in another order than in the job in {self.folder}")
-        check_unchanged(plan.files)
 
 
 def make_identity(options: CorpusOptions, facts: EngineFacts) -> dict[str, Any]:

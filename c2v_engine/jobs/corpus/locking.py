@@ -32,9 +32,12 @@ def locked(folder: Path, what: str = "job") -> Iterator[None]:
     path = folder / LOCK_NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise write_failure(str(folder), error) from error
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise write_failure(str(path), error) from error
     try:
         _lock(descriptor, folder, what)
         yield

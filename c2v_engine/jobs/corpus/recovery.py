@@ -82,7 +82,7 @@ def recover(
         report: called with the number of units checked so far.
 
     Returns:
-        A line for each record that was dropped.
+        A line for each record that was dropped, and one for shards whose records are lost.
 
     Raises:
         OutputError: the system refuses.
@@ -96,7 +96,11 @@ def recover(
             bad.add(record.unit)
             notes.append(f"{problem}: unit {record.unit} is done again")
     manifest.drop(bad)
-    _remove(folder, recorded)
+    strays = _remove(folder, recorded) - bad
+    if len(strays) > 1:  # a stop between rename and record leaves one
+        notes.append(
+            f"{folder}: {len(strays):,} shards that the manifest does not record: done again"
+        )
     return notes
 
 
@@ -109,14 +113,20 @@ def remove_temporaries(folder: Path) -> None:
     _remove(folder, None)
 
 
-def _remove(folder: Path, recorded: set[str] | None) -> None:
+def _remove(folder: Path, recorded: set[str] | None) -> set[int]:
+    """Remove temporary files and shards that are not recorded; give the units of these."""
+    strays = set()
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
     for name in names:
-        stray = recorded is not None and shard_number(name) is not None and name not in recorded
+        number = shard_number(name)
+        stray = recorded is not None and number is not None and name not in recorded
+        if stray and number is not None:
+            strays.add(number)
         if stray or is_temporary(name):
             try:
                 (folder / name).unlink(missing_ok=True)
             except OSError as error:
                 raise write_failure(str(folder / name), error) from error
     sync_folder(folder)
+    return strays

@@ -41,7 +41,8 @@ def check_output(path: str | os.PathLike[str], *, ids: bool, precision: str) -> 
     extension = Path(path).suffix.lower()
     if extension not in FORMATS:
         given = f"unknown extension {extension!r}" if extension else "no extension"
-        raise OutputError(f"{os.fspath(path)}: {given}; known are {', '.join(FORMATS)}")
+        more = " (a folder's name ends in /)" if extension else ""
+        raise OutputError(f"{os.fspath(path)}: {given}; known are {', '.join(FORMATS)}{more}")
     if ids and extension == ".npy":
         raise OutputError(
             f"{os.fspath(path)}: a .npy file holds no ids: write .parquet or leave out --id-column"
