@@ -101,6 +101,12 @@ def encode(
         str | None,
         typer.Option(help="Folder: a Ray cluster: auto, its address, or local, one of its own."),
     ] = None,
+    redo_changed: Annotated[
+        bool | None,
+        typer.Option(
+            "--redo-changed", help="Folder: do units again whose input files have changed."
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option(help="Replace an output that exists; begin a folder's job anew.")
     ] = False,
@@ -126,6 +132,7 @@ def encode(
         "cache": cache,
         "workers": workers,
         "ray": ray,
+        "redo_changed": redo_changed,
     }
     given = {name: value for name, value in folder_options.items() if value is not None}
     columns = {"column": column, "id_column": id_column, "overwrite": overwrite}

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,9 @@ def has_begun(folder: Path) -> bool:
     return recorded or any(shard_number(name) is not None for name in names)
 
 
-def claim(folder: Path, job: dict[str, Any], versions: dict[str, Any]) -> bool:
+def claim(
+    folder: Path, job: dict[str, Any], versions: dict[str, Any], may_change: Sequence[str] = ()
+) -> bool:
     """Begin a job in a folder, or see that the one in it is the same; under the folder's lock.
 
     A job that stops at bad rows may go on as one that skips them: what it has finished holds none,
@@ -75,6 +78,7 @@ def claim(folder: Path, job: dict[str, Any], versions: dict[str, Any]) -> bool:
         folder: as ``prepare_folder`` accepts it.
         job: what decides the output, as JSON has it: compared.
         versions: of what made it: kept for people.
+        may_change: values that may be others than before; ``job.json`` has these from then on.
 
     Returns:
         Whether the job had begun before.
@@ -86,11 +90,13 @@ def claim(folder: Path, job: dict[str, Any], versions: dict[str, Any]) -> bool:
     job = json.loads(json.dumps(job))
     if (folder / JOB_NAME).exists():
         found = read_job(folder)
+        adapted = {**found, **{name: job[name] for name in may_change}}
         if (found.get("on_error"), job.get("on_error")) == ("fail", "skip"):
-            _compare(folder, job, {**found, "on_error": "skip"})
-            _write(folder, job, json.loads((folder / JOB_NAME).read_bytes())["versions"])
-        else:
-            _compare(folder, job, found)
+            adapted["on_error"] = "skip"
+        _compare(folder, job, adapted)
+        if adapted != found:
+            values = json.loads((folder / JOB_NAME).read_bytes())
+            _write(folder, job, values.get("versions", versions))
         return True
     _write(folder, job, versions)
     return False

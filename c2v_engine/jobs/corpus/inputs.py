@@ -80,7 +80,19 @@ def check_unchanged(files: Sequence[InputFile]) -> None:
     Raises:
         InputError: one is not there any more, or holds something else.
     """
-    _each(_check, files, [file.name for file in files])
+    for change in _each(_change, files, [file.name for file in files]):
+        if change is not None:
+            raise InputError(f"{change}: put it back, or let --redo-changed do its units again")
+
+
+def find_changed(files: Sequence[InputFile]) -> list[int]:
+    """Find the files that hold something else than when the job began, by their positions.
+
+    Raises:
+        InputError: one is not there any more.
+    """
+    changes = _each(_change, files, [file.name for file in files])
+    return [number for number, change in enumerate(changes) if change is not None]
 
 
 def _each(do: Callable[[_T], _R], items: Sequence[_T], names: Sequence[str]) -> list[_R]:
@@ -97,20 +109,16 @@ def _describe(name: str) -> InputFile:
     return InputFile(name, format, compression, size, modified, _digest(name, size))
 
 
-def _check(file: InputFile) -> None:
+def _change(file: InputFile) -> str | None:
+    """Say what has become of a file; None where it is the one that the job began with."""
     size, modified = _status(file.name, " (the job began with it)")
     if size != file.size:
-        raise InputError(
-            f"{file.name}: has {size:,} bytes, and had {file.size:,} when the job began: put it "
-            "back, or begin anew with --overwrite"
-        )
+        return f"{file.name}: has {size:,} bytes, and had {file.size:,} when the job began"
     if modified is not None and modified == file.modified:
-        return
+        return None
     if _digest(file.name, size) != file.digest:
-        raise InputError(
-            f"{file.name}: its bytes are not those that the job began with: put the file back, or "
-            "begin anew with --overwrite"
-        )
+        return f"{file.name}: its bytes are not those that the job began with"
+    return None
 
 
 def _open(name: str) -> IO[bytes]:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
-from c2v_engine._version import __version__
 from c2v_engine.errors import C2VError, InputError
 from c2v_engine.jobs.corpus.cache import cache_namespace
 from c2v_engine.jobs.corpus.coordinator import Coordinator, Death
@@ -23,88 +20,36 @@ from c2v_engine.jobs.corpus.finding import find_names
 from c2v_engine.jobs.corpus.fleet import Fleet
 from c2v_engine.jobs.corpus.given import check_apart, check_given
 from c2v_engine.jobs.corpus.identity import begin_anew, claim, has_begun, prepare_folder
-from c2v_engine.jobs.corpus.inputs import InputFile, check_unchanged, describe
+from c2v_engine.jobs.corpus.inputs import InputFile, check_unchanged, describe, find_changed
 from c2v_engine.jobs.corpus.layout import PLAN_NAME, REJECTED_NAME, REPORT_NAMES
 from c2v_engine.jobs.corpus.locking import locked
 from c2v_engine.jobs.corpus.manifest import Manifest
+from c2v_engine.jobs.corpus.options import (
+    ON_ERROR,
+    CorpusOptions,
+    CorpusSummary,
+    make_identity,
+    shard_metadata,
+    versions,
+)
 from c2v_engine.jobs.corpus.plan import Plan, make_plan
 from c2v_engine.jobs.corpus.records import Unit
-from c2v_engine.jobs.corpus.recovery import recover, remove_temporaries
+from c2v_engine.jobs.corpus.recovery import check_there, recover, remove, remove_temporaries
 from c2v_engine.jobs.corpus.report import JobFacts, count_reasons, write_report
 from c2v_engine.jobs.corpus.runner import Counters, RunnerOptions
 from c2v_engine.jobs.corpus.setup import JobSetup
-from c2v_engine.jobs.corpus.shards import check_shards, commit_shard, default_shard_rows
+from c2v_engine.jobs.corpus.shards import check_shards, commit_shard
 from c2v_engine.jobs.corpus.timeline import Sample, Timeline
 from c2v_engine.jobs.corpus.writing import Finished
-from c2v_engine.jobs.encode import EncodeOptions, Encoder
-from c2v_engine.jobs.maker import stored_name
+from c2v_engine.jobs.encode import Encoder
 from c2v_engine.jobs.output import AtomicFile
 from c2v_engine.jobs.progress import Progress, Snapshot, ticking
-from c2v_engine.jobs.writers import DTYPES, check_precision, pack_ranges
+from c2v_engine.jobs.writers import DTYPES, check_precision
 
-ON_ERROR = ("fail", "skip", "null")
+__all__ = ["CorpusJob", "CorpusOptions", "CorpusSummary"]
 
-
-@dataclass(frozen=True)
-class CorpusOptions:
-    """What a job is to do; what of it decides the output is kept in the folder and compared.
-
-    Attributes:
-        column: with the texts; None for ``text``.
-        id_column: with the ids; None for the row's number in the whole input.
-        keep: columns that are passed through.
-        format: of the shards: parquet, arrow, safetensors or npy.
-        shard_rows: rows of a shard; None for as many as make a shard of a handy size.
-        on_error: ``fail``, ``skip`` or ``null``, for rows that can not be embedded.
-        cache: file of embeddings that were computed before, and of those that will be.
-        overwrite: begin anew, whatever job the folder holds.
-        deterministic: whether the engine gives a text the same bits in any batch.
-        encode: how texts are embedded.
-    """
-
-    column: str | None = None
-    id_column: str | None = None
-    keep: tuple[str, ...] = ()
-    format: str = "parquet"
-    shard_rows: int | None = None
-    on_error: str = "fail"
-    cache: Path | None = None
-    overwrite: bool = False
-    deterministic: bool = False
-    encode: EncodeOptions = field(default_factory=EncodeOptions)
-
-
-@dataclass(frozen=True)
-class CorpusSummary:
-    """What a finished job has in its folder.
-
-    Attributes:
-        folder: the output.
-        rows: of the input.
-        written: rows of the shards.
-        rejects: rows that were not embedded.
-        shards: how many.
-        size: of their files, in bytes.
-        done_before: rows that earlier starts of the job had done.
-        seconds: of this start, from the first text on.
-        tokens: decoder rows computed by this start.
-        deaths: of workers, in this start.
-        precision: of the output.
-        facts: of the engine.
-    """
-
-    folder: Path
-    rows: int
-    written: int
-    rejects: int
-    shards: int
-    size: int
-    done_before: int
-    seconds: float
-    tokens: int
-    deaths: int
-    precision: str
-    facts: EngineFacts
+# From so many bytes on a person is told what takes its time before the first row.
+_LARGE = 2_000_000_000
 
 
 class CorpusJob:
@@ -138,6 +83,7 @@ class CorpusJob:
         self._note = note
         self._exit = ExitStack()
         self._files: list[InputFile] = []
+        self._changed: list[int] = []
         self._plan: Plan | None = None
         self._manifest: Manifest | None = None
         self._counters: Callable[[], list[Counters]] = list
@@ -167,7 +113,10 @@ class CorpusJob:
             if self._begun and (self.folder / PLAN_NAME).exists():
                 self._plan = Plan.load(self.folder / PLAN_NAME)
                 check_given(self._plan.files, names, self.folder)
-                check_unchanged(self._plan.files)
+                if self.options.redo_changed:
+                    self._changed = find_changed(self._plan.files)
+                else:
+                    check_unchanged(self._plan.files)
             else:
                 self._files = describe(names)
             self._exit = stack.pop_all()
@@ -198,7 +147,16 @@ class CorpusJob:
         setup, plan = self._prepare(facts)
         manifest = self._manifest = Manifest.open(self.folder)
         self._exit.callback(manifest.close)
-        for note in [*manifest.notes, *recover(self.folder, manifest)]:
+        for note in manifest.notes:
+            self._note(note)
+        if self._changed:
+            plan = self._redo_changed(plan, facts, manifest)
+        if manifest.totals.size >= _LARGE:
+            self._note(
+                f"checks the {len(manifest.done):,} shards that are there "
+                f"({manifest.totals.size / 1e9:,.0f} GB), all bytes of them"
+            )
+        for note in recover(self.folder, manifest):
             self._note(note)
         todo = [unit for unit in plan.units if unit.number not in manifest.done]
         self._done_before = manifest.totals.rows
@@ -210,6 +168,7 @@ class CorpusJob:
             with ticking(progress or Progress(), self._now):
                 deaths = self._embed(engine, setup, plan, todo)
             self._write_rejects(manifest)
+            check_there(self.folder, manifest.records())
             ended = "finished"
         except BaseException as error:
             if isinstance(error, C2VError):
@@ -265,6 +224,10 @@ class CorpusJob:
         nulls = options.on_error == "null"
         plan, made = self._plan, self._plan is None
         if plan is None:
+            size = sum(file.size for file in self._files)
+            if size >= _LARGE:
+                files = f"{len(self._files):,} files" if len(self._files) > 1 else "one file"
+                self._note(f"counts the rows of {files} first ({size / 1e9:,.0f} GB)")
             plan = self._plan = make_plan(
                 self._files,
                 column=options.column,
@@ -275,8 +238,10 @@ class CorpusJob:
             )
             check_shards(self.folder, options.format, plan.schema, encode.precision, nulls=nulls)
         decides = {**identity, "rows": plan.rows, "input": plan.digest}
-        if self._begun:
-            claim(self.folder, decides, versions())  # before the plan of another job is replaced
+        if self._begun:  # before the plan of another job is replaced
+            # A stop in the middle of ``_redo_changed`` leaves the new plan beside the old digest.
+            may_change = ("input",) if options.redo_changed and not made else ()
+            claim(self.folder, decides, versions(), may_change)
         else:
             begin_anew(self.folder)  # now that all else is known to be good
         if made:
@@ -296,6 +261,46 @@ class CorpusJob:
             cache_about=about,
         )
         return setup, plan
+
+    def _redo_changed(self, plan: Plan, facts: EngineFacts, manifest: Manifest) -> Plan:
+        """Take back the units that hold rows of changed files, and plan these files anew.
+
+        Raises:
+            InputError: a file has not as many rows as before, or other columns.
+        """
+        identity = make_identity(self.options, facts)
+        names = [plan.files[number].name for number in self._changed]
+        files = list(plan.files)
+        for number, file in zip(self._changed, describe(names), strict=True):
+            files[number] = file
+        new = make_plan(
+            files,
+            column=self.options.column,
+            id_column=self.options.id_column,
+            keep=self.options.keep,
+            shard_rows=identity["shard_rows"],
+            nulls=self.options.on_error == "null",
+        )
+        if rows_by_file(new) != rows_by_file(plan) or new.schema != plan.schema:
+            raise InputError(
+                f"{', '.join(names)}: has other rows or columns than when the job began: put it "
+                "back, or begin anew with --overwrite"
+            )
+        changed = set(self._changed)
+        units = [
+            unit.number
+            for unit in new.units
+            if unit.number in manifest.done and changed & {one.file for one in unit.segments}
+        ]
+        stale = [file.name for unit in units for file in manifest.record(unit).files]
+        manifest.drop(units)
+        remove(self.folder, stale)
+        new.save(self.folder / PLAN_NAME)
+        decides = {**identity, "rows": new.rows, "input": new.digest}
+        claim(self.folder, decides, versions(), ("input",))
+        self._note(f"{', '.join(names)}: changed, {len(units)} units are done again")
+        self._plan = new
+        return new
 
     def _embed(
         self, engine: Encoder | Fleet, setup: JobSetup, plan: Plan, todo: list[Unit]
@@ -405,46 +410,10 @@ class CorpusJob:
         )
 
 
-def make_identity(options: CorpusOptions, facts: EngineFacts) -> dict[str, Any]:
-    """What decides a job's output, apart from its input."""
-    info, encode = facts.info, options.encode
-    prompt_name = encode.prompt_name
-    if prompt_name is None and encode.prompt is None:
-        prompt_name = info["default prompt"]
-    rows = options.shard_rows or default_shard_rows(facts.dimension, encode.precision)
-    ranges = facts.ranges_digest(encode.precision)
-    return {
-        "model": stored_name(info),
-        "fingerprint": info.get("fingerprint"),
-        "prompt_name": prompt_name,
-        "prompt": encode.prompt,
-        "precision": encode.precision,
-        "dimension": facts.dimension,
-        "truncate_dim": encode.truncate_dim,
-        "normalize": info["normalize"],
-        "dtype": info.get("dtype"),
-        "deterministic": options.deterministic,
-        "format": options.format,
-        "shard_rows": rows,
-        "column": options.column,
-        "id_column": options.id_column,
-        "keep": list(options.keep),
-        "on_error": options.on_error,
-        **({} if ranges is None else {"ranges": ranges}),
-    }
-
-
-def shard_metadata(options: CorpusOptions, facts: EngineFacts) -> dict[str, Any]:
-    """What each shard says of its making, as a single file of ``c2v encode`` does."""
-    identity = make_identity(options, facts)
-    kept = facts.ranges if options.encode.precision in ("int8", "uint8") else None
-    names = (
-        "model fingerprint id_column prompt_name prompt precision dimension truncate_dim normalize"
-    )
-    about = {name: identity[name] for name in names.split()}
-    return {**about, "ranges": None if kept is None else pack_ranges(kept)}
-
-
-def versions() -> dict[str, str]:
-    """What a job is made with, for people."""
-    return {"c2v-engine": __version__, "python": platform.python_version()}
+def rows_by_file(plan: Plan) -> list[int]:
+    """How many rows each file of a plan has."""
+    rows = [0] * len(plan.files)
+    for unit in plan.units:
+        for segment in unit.segments:
+            rows[segment.file] += segment.rows
+    return rows

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from c2v_engine.errors import OutputError
 from c2v_engine.jobs.corpus.layout import is_temporary, shard_number
 from c2v_engine.jobs.corpus.manifest import Manifest
 from c2v_engine.jobs.corpus.records import UnitDone
@@ -32,6 +33,25 @@ def check(folder: Path, record: UnitDone) -> str | None:
         except OSError as error:
             return f"{path}: can not be read: {error.strerror}"
     return None
+
+
+def check_there(folder: Path, records: Iterable[UnitDone]) -> None:
+    """See that shards are there, by their sizes alone.
+
+    Raises:
+        OutputError: one is not: it was removed or changed since it was written.
+    """
+    for record in records:
+        for file in record.files:
+            try:
+                size = (folder / file.name).stat().st_size
+            except OSError:
+                size = -1
+            if size != file.size:
+                raise OutputError(
+                    f"{folder / file.name}: was removed or changed while the job ran: the same "
+                    "command does its unit again"
+                )
 
 
 def check_all(
@@ -113,9 +133,23 @@ def remove_temporaries(folder: Path) -> None:
     _remove(folder, None)
 
 
+def remove(folder: Path, names: Iterable[str]) -> None:
+    """Remove files of a job's folder.
+
+    Raises:
+        OutputError: the system refuses.
+    """
+    for name in names:
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise write_failure(str(folder / name), error) from error
+    sync_folder(folder)
+
+
 def _remove(folder: Path, recorded: set[str] | None) -> set[int]:
     """Remove temporary files and shards that are not recorded; give the units of these."""
-    strays = set()
+    strays, gone = set(), []
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
     for name in names:
@@ -124,9 +158,6 @@ def _remove(folder: Path, recorded: set[str] | None) -> set[int]:
         if stray and number is not None:
             strays.add(number)
         if stray or is_temporary(name):
-            try:
-                (folder / name).unlink(missing_ok=True)
-            except OSError as error:
-                raise write_failure(str(folder / name), error) from error
-    sync_folder(folder)
+            gone.append(name)
+    remove(folder, gone)
     return strays

@@ -188,7 +188,6 @@ def test_options_that_ended_a_job_before_its_first_row_can_be_corrected(source, 
     engine.encode_stream = no_such_prompt
     with pytest.raises(ConfigError, match="no such prompt"):
         run(source, folder, engine, encode=EncodeOptions(prompt_name="qurey"))
-    assert (folder / "job.json").exists()
     run(source, folder, encode=EncodeOptions(prompt_name="query"))
     assert not verify_job(folder).problems
     with pytest.raises(ConfigError, match="prompt_name is 'other', the job there has 'query'"):
@@ -215,3 +214,100 @@ def test_an_interrupt_before_the_model_is_loaded_says_what_is_there(source, tmp_
     job = CorpusJob([str(source)], folder, CorpusOptions(shard_rows=8), note=print)
     with job:
         assert "no row was added to what is there" in job.interrupt()
+
+
+class TestChangedInput:
+    """A file that was mended, or replaced, since the job began."""
+
+    @pytest.fixture
+    def begun(self, source, tmp_path):
+        """A job over two files that is done but for the second one's last row."""
+        other = tmp_path / "other.jsonl"
+        lines = [json.dumps({"text": f"more {row}"}) for row in range(ROWS)]
+        other.write_text("\n".join([*lines[:-1], "broken"]) + "\n")
+        folder = tmp_path / "out"
+        self.files = [str(source), str(other)]
+        with pytest.raises(InputError, match="line 40: broken JSON"):
+            self.run(folder)
+        other.write_text("\n".join(lines) + "\n")
+        return folder
+
+    def run(self, folder, **options):
+        options = CorpusOptions(shard_rows=12, **options)
+        notes = []
+        with CorpusJob(self.files, folder, options, note=notes.append) as job:
+            job.run(Engine())
+        return notes
+
+    def test_is_refused_by_what_differs(self, begun):
+        with pytest.raises(InputError, match=r"other.jsonl: has .* bytes, .*--redo-changed"):
+            self.run(begun)
+
+    def test_has_its_units_done_again_alone(self, begun, tmp_path):
+        before = (begun / "part-000000.parquet").stat().st_mtime_ns
+        notes = self.run(begun, redo_changed=True)
+        # Units 3 to 5 hold rows 36 to 71: the second file begins at row 40.
+        assert notes == [f"{self.files[1]}: changed, 3 units are done again"]
+        assert (begun / "part-000000.parquet").stat().st_mtime_ns == before
+        assert not verify_job(begun).problems
+        whole = tmp_path / "whole"
+        self.run(whole)
+        assert shards(begun) == shards(whole)
+        for name in shards(whole):
+            assert (begun / name).read_bytes() == (whole / name).read_bytes()
+        assert self.run(begun) == []
+
+    def test_must_have_as_many_rows(self, begun):
+        with open(self.files[1], "a") as file:
+            file.write(json.dumps({"text": "one more"}) + "\n")
+        with pytest.raises(InputError, match=r"other.jsonl: has other rows or columns"):
+            self.run(begun, redo_changed=True)
+
+    @pytest.mark.parametrize("name", ["save", "claim"])
+    def test_may_be_taken_up_after_a_stop_at_any_step(self, begun, monkeypatch, name):
+        with monkeypatch.context() as patched:
+            if name == "save":
+                patched.setattr(
+                    job_module.Plan, "save", lambda *_: (_ for _ in ()).throw(KillError)
+                )
+            else:
+                claims = iter([job_module.claim])
+                patched.setattr(job_module, "claim", lambda *a: next(claims, _raise_kill)(*a))
+            with pytest.raises(KillError):
+                self.run(begun, redo_changed=True)
+        self.run(begun, redo_changed=True)
+        assert not verify_job(begun).problems
+
+
+def _raise_kill(*arguments):
+    raise KillError
+
+
+def test_a_shard_that_is_removed_while_the_job_runs_is_said(source, tmp_path):
+    folder = tmp_path / "out"
+
+    class Removing(Engine):
+        def encode_stream(self, texts, **options):
+            for number, block in enumerate(super().encode_stream(texts, **options)):
+                if number == 30:
+                    (folder / "part-000001.parquet").unlink()
+                yield block
+
+    with pytest.raises(OutputError, match=r"part-000001.parquet: was removed or changed"):
+        run(source, folder, Removing())
+    run(source, folder)
+    assert not verify_job(folder).problems
+
+
+def test_bits_are_promised_on_one_kind_of_device(source, tmp_path):
+    class Elsewhere(Engine):
+        def info(self):
+            return {**super().info(), "device": "cuda:1", "attention backend": "packed_triton"}
+
+    folder = tmp_path / "out"
+    run(source, folder, deterministic=True)
+    with pytest.raises(ConfigError, match="device is 'cuda', the job there has ''"):
+        run(source, folder, Elsewhere(), deterministic=True)
+    other = tmp_path / "other"
+    run(source, other)
+    run(source, other, Elsewhere())
