@@ -283,18 +283,20 @@ def _raise_kill(*arguments):
     raise KillError
 
 
-def test_a_shard_that_is_removed_while_the_job_runs_is_said(source, tmp_path):
+def test_a_shard_that_is_removed_while_the_job_runs_is_said(source, tmp_path, monkeypatch):
     folder = tmp_path / "out"
+    commit = job_module.commit_shard
 
-    class Removing(Engine):
-        def encode_stream(self, texts, **options):
-            for number, block in enumerate(super().encode_stream(texts, **options)):
-                if number == 30:
-                    (folder / "part-000001.parquet").unlink()
-                yield block
+    def commit_and_remove(where, files):
+        files = list(files)
+        commit(where, files)
+        if files[0][1].name == "part-000003.parquet":
+            (folder / "part-000001.parquet").unlink()
 
-    with pytest.raises(OutputError, match=r"part-000001.parquet: was removed or changed"):
-        run(source, folder, Removing())
+    with monkeypatch.context() as patched:
+        patched.setattr(job_module, "commit_shard", commit_and_remove)
+        with pytest.raises(OutputError, match=r"part-000001.parquet: was removed or changed"):
+            run(source, folder)
     run(source, folder)
     assert not verify_job(folder).problems
 
