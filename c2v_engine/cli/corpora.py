@@ -13,7 +13,7 @@ from c2v_engine.cli.options import QuietOption
 from c2v_engine.cli.output import print_facts, size_text
 
 if TYPE_CHECKING:
-    from c2v_engine.jobs.corpus.merge import MergeJob
+    from c2v_engine.jobs.corpus.folder.merge import MergeJob
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="That c2v encode wrote to.")]
 
@@ -21,7 +21,7 @@ FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="That c2v
 @app.command()
 def verify(folder: FolderArgument, quiet: QuietOption = False) -> None:
     """Check a folder of shards: every row once, in order, every byte as it was written."""
-    from c2v_engine.jobs.corpus.verify import verify_job
+    from c2v_engine.jobs.corpus.folder.verify import verify_job
 
     found = verify_job(folder)
     for line in found.notes:
@@ -65,7 +65,7 @@ def merge(
         return f"interrupted: {output} was not written" if job is None else job.interrupt()
 
     with stop_signals(on_stop):
-        from c2v_engine.jobs.corpus.merge import MergeJob
+        from c2v_engine.jobs.corpus.folder.merge import MergeJob
 
         job = MergeJob(folder, output, overwrite=overwrite, unfinished=unfinished)
         with job:

@@ -14,8 +14,8 @@ from c2v_engine.cli.options import EngineOptions
 from c2v_engine.cli.output import print_facts, size_text
 
 if TYPE_CHECKING:
-    from c2v_engine.jobs.corpus.fleet import Fleet
     from c2v_engine.jobs.corpus.job import CorpusJob, CorpusSummary
+    from c2v_engine.jobs.corpus.work.fleet import Fleet
     from c2v_engine.jobs.encode import EncodeOptions, Encoder
 
 
@@ -86,14 +86,14 @@ def choose_engine(
         fail("--devices and " + ("--workers" if ray is None else "--ray") + " exclude each other")
     if chosen.devices is None and workers is None and ray is None:
         return chosen.load()
-    from c2v_engine.jobs.corpus.fleet import ProcessFleet
+    from c2v_engine.jobs.corpus.work.fleet import ProcessFleet
     from c2v_engine.opener import EngineSpec
 
     spec = EngineSpec(
         chosen.model, chosen.device, chosen.dtype, chosen.attention, chosen.deterministic
     )
     if ray is not None:
-        from c2v_engine.jobs.corpus.ray_fleet import RayFleet
+        from c2v_engine.jobs.corpus.work.ray_fleet import RayFleet
 
         return RayFleet(spec, encode, address=ray, workers=workers)
     if workers is not None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from c2v_engine.errors import BackendError, InputError, OutputError
-from c2v_engine.jobs.corpus.layout import MANIFEST_NAME
+from c2v_engine.jobs.corpus.folder.layout import MANIFEST_NAME
 from c2v_engine.jobs.decoding import RANGED
 from c2v_engine.jobs.output import AtomicFile, check_place
 from c2v_engine.jobs.search import APPROXIMATE, EmbeddingIndex, ExactIndex

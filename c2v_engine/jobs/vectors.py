@@ -152,7 +152,7 @@ def open_vectors(path: Path) -> VectorFile:
         InputError: it is missing, damaged, not finished, or holds no embeddings.
     """
     if path.is_dir():
-        from c2v_engine.jobs.corpus.vectors import open_job
+        from c2v_engine.jobs.corpus.folder.vectors import open_job
 
         return open_job(path)
     if not path.is_file():
@@ -163,7 +163,7 @@ def open_vectors(path: Path) -> VectorFile:
     if path.suffix.lower() == ".parquet":
         return ParquetVectors(path)
     if path.suffix.lower() in (".npy", ".arrow", ".safetensors"):
-        from c2v_engine.jobs.corpus.vectors import open_merged
+        from c2v_engine.jobs.corpus.folder.vectors import open_merged
 
         return open_merged(path)
     raise InputError(

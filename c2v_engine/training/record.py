@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from c2v_engine.errors import ConfigError, OutputError
-from c2v_engine.jobs.corpus.layout import LOCK_NAME
+from c2v_engine.jobs.corpus.folder.layout import LOCK_NAME
 from c2v_engine.training.config import TrainConfig
 from c2v_engine.training.data import DataSet
 

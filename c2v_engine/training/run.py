@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from c2v_engine.errors import ConfigError, MissingPackageError, TextError
-from c2v_engine.jobs.corpus.locking import locked
+from c2v_engine.jobs.corpus.folder.locking import locked
 from c2v_engine.model.config import Causal2VecConfig
 from c2v_engine.training.arguments import (
     Prompts,

@@ -18,7 +18,7 @@ from training_pairs import pairs, write_jsonl, write_run
 
 from c2v_engine import Causal2Vec
 from c2v_engine.errors import CheckpointError, ConfigError, InputError, OutputError
-from c2v_engine.jobs.corpus.locking import locked
+from c2v_engine.jobs.corpus.folder.locking import locked
 from c2v_engine.reference import Causal2VecReference
 from c2v_engine.training.config import TrainConfig
 from c2v_engine.training.metrics import read_metrics

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from c2v_engine._version import __version__
 from c2v_engine.errors import InputError
 from c2v_engine.jobs.corpus.cache_file import is_damage, open_cache_file, transaction
-from c2v_engine.jobs.corpus.facts import EngineFacts
+from c2v_engine.jobs.corpus.work.facts import EngineFacts
 from c2v_engine.jobs.encode import EncodeOptions
 
 _KEYS_PER_QUERY = 512

@@ -14,16 +14,12 @@ import numpy as np
 
 from c2v_engine.errors import C2VError, InputError
 from c2v_engine.jobs.corpus.cache import cache_namespace
-from c2v_engine.jobs.corpus.coordinator import Coordinator, Death
-from c2v_engine.jobs.corpus.facts import EngineFacts
-from c2v_engine.jobs.corpus.finding import find_names
-from c2v_engine.jobs.corpus.fleet import Fleet
-from c2v_engine.jobs.corpus.given import check_apart, check_given
-from c2v_engine.jobs.corpus.identity import begin_anew, claim, has_begun, prepare_folder
-from c2v_engine.jobs.corpus.inputs import InputFile, check_unchanged, describe, find_changed
-from c2v_engine.jobs.corpus.layout import PLAN_NAME, REJECTED_NAME, REPORT_NAMES
-from c2v_engine.jobs.corpus.locking import locked
-from c2v_engine.jobs.corpus.manifest import Manifest
+from c2v_engine.jobs.corpus.folder.identity import begin_anew, claim, has_begun, prepare_folder
+from c2v_engine.jobs.corpus.folder.layout import PLAN_NAME, REJECTED_NAME, REPORT_NAMES
+from c2v_engine.jobs.corpus.folder.locking import locked
+from c2v_engine.jobs.corpus.folder.manifest import Manifest
+from c2v_engine.jobs.corpus.folder.recovery import check_there, recover, remove, remove_temporaries
+from c2v_engine.jobs.corpus.folder.shards import check_shards, commit_shard
 from c2v_engine.jobs.corpus.options import (
     ON_ERROR,
     CorpusOptions,
@@ -32,15 +28,19 @@ from c2v_engine.jobs.corpus.options import (
     shard_metadata,
     versions,
 )
-from c2v_engine.jobs.corpus.plan import Plan, make_plan
 from c2v_engine.jobs.corpus.records import Unit
-from c2v_engine.jobs.corpus.recovery import check_there, recover, remove, remove_temporaries
 from c2v_engine.jobs.corpus.report import JobFacts, count_reasons, write_report
-from c2v_engine.jobs.corpus.runner import Counters, RunnerOptions
-from c2v_engine.jobs.corpus.setup import JobSetup
-from c2v_engine.jobs.corpus.shards import check_shards, commit_shard
+from c2v_engine.jobs.corpus.source.finding import find_names
+from c2v_engine.jobs.corpus.source.given import check_apart, check_given
+from c2v_engine.jobs.corpus.source.inputs import InputFile, check_unchanged, describe, find_changed
+from c2v_engine.jobs.corpus.source.plan import Plan, make_plan
 from c2v_engine.jobs.corpus.timeline import Sample, Timeline
-from c2v_engine.jobs.corpus.writing import Finished
+from c2v_engine.jobs.corpus.work.coordinator import Coordinator, Death
+from c2v_engine.jobs.corpus.work.facts import EngineFacts
+from c2v_engine.jobs.corpus.work.fleet import Fleet
+from c2v_engine.jobs.corpus.work.runner import Counters, RunnerOptions
+from c2v_engine.jobs.corpus.work.setup import JobSetup
+from c2v_engine.jobs.corpus.work.writing import Finished
 from c2v_engine.jobs.encode import Encoder
 from c2v_engine.jobs.output import AtomicFile
 from c2v_engine.jobs.progress import Progress, Snapshot, ticking

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from c2v_engine._version import __version__
-from c2v_engine.jobs.corpus.facts import EngineFacts
-from c2v_engine.jobs.corpus.shards import default_shard_rows
+from c2v_engine.jobs.corpus.folder.shards import default_shard_rows
+from c2v_engine.jobs.corpus.work.facts import EngineFacts
 from c2v_engine.jobs.encode import EncodeOptions
 from c2v_engine.jobs.maker import stored_name
 from c2v_engine.jobs.readers.base import DEFAULT_COLUMN

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from c2v_engine.jobs.corpus.coordinator import Death
-from c2v_engine.jobs.corpus.layout import TIMELINE_NAME
-from c2v_engine.jobs.corpus.runner import Counters
+from c2v_engine.jobs.corpus.folder.layout import TIMELINE_NAME
+from c2v_engine.jobs.corpus.work.coordinator import Death
+from c2v_engine.jobs.corpus.work.runner import Counters
 from c2v_engine.jobs.output import AtomicFile
 
 SAMPLE_SECONDS = 5.0

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
-from c2v_engine.jobs.corpus.inputs import find_inputs
-from c2v_engine.jobs.corpus.plan import make_plan
-from c2v_engine.jobs.corpus.reading import UnitReader
+from c2v_engine.jobs.corpus.source.inputs import find_inputs
+from c2v_engine.jobs.corpus.source.plan import make_plan
+from c2v_engine.jobs.corpus.source.reading import UnitReader
 
 FORMATS = ("txt", "jsonl", "csv", "parquet", "arrow", "stream")
 ENDINGS = {"stream": "ipc"}

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 
 import c2v_engine
+from c2v_engine.jobs.corpus.folder.verify import verify_job
 from c2v_engine.jobs.corpus.job import CorpusJob, CorpusOptions
-from c2v_engine.jobs.corpus.verify import verify_job
 
 # Calls by which a job changes its folder.
 CALLS = ("open", "replace", "write", "pwrite", "fsync", "unlink", "truncate", "ftruncate")

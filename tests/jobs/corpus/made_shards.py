@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from c2v_engine.jobs.corpus.identity import claim
-from c2v_engine.jobs.corpus.manifest import Manifest
+from c2v_engine.jobs.corpus.folder.identity import claim
+from c2v_engine.jobs.corpus.folder.manifest import Manifest
+from c2v_engine.jobs.corpus.folder.shards import commit_shard, open_shard
 from c2v_engine.jobs.corpus.records import Reject, UnitDone
-from c2v_engine.jobs.corpus.shards import commit_shard, open_shard
 
 DIMENSION = 6
 SCHEMA = pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("kept", pa.int32())])

@@ -14,7 +14,7 @@ from memory_units import read_blocks
 
 from c2v_engine.errors import BackendError
 from c2v_engine.jobs.corpus.records import ShardFile
-from c2v_engine.jobs.corpus.runner import RunnerOptions, UnitRunner
+from c2v_engine.jobs.corpus.work.runner import RunnerOptions, UnitRunner
 
 TEXTS = [f"text number {row}" for row in range(400)]
 

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from c2v_engine.errors import ConfigError, InputError, OutputError
+from c2v_engine.jobs.corpus.folder.layout import JOB_NAME, LOCK_NAME, MANIFEST_NAME, PLAN_NAME
+from c2v_engine.jobs.corpus.folder.verify import verify_job
 from c2v_engine.jobs.corpus.job import CorpusJob, CorpusOptions
-from c2v_engine.jobs.corpus.layout import JOB_NAME, LOCK_NAME, MANIFEST_NAME, PLAN_NAME
-from c2v_engine.jobs.corpus.verify import verify_job
 from c2v_engine.jobs.encode import EncodeOptions
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

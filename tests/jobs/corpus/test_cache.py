@@ -19,8 +19,8 @@ from memory_units import MemoryShards, make_units, read_blocks
 
 from c2v_engine.errors import InputError, OutputError
 from c2v_engine.jobs.corpus.cache import VectorCache, cache_namespace
-from c2v_engine.jobs.corpus.facts import EngineFacts
-from c2v_engine.jobs.corpus.runner import RunnerOptions, UnitRunner
+from c2v_engine.jobs.corpus.work.facts import EngineFacts
+from c2v_engine.jobs.corpus.work.runner import RunnerOptions, UnitRunner
 from c2v_engine.jobs.encode import EncodeOptions
 
 ABOUT = {"fingerprint": "00ff", "prompt": ""}

@@ -7,13 +7,13 @@ import pytest
 from memory_units import make_units
 
 from c2v_engine.errors import BackendError, ConfigError, MissingPackageError, TextError
-from c2v_engine.jobs.corpus.coordinator import Coordinator
-from c2v_engine.jobs.corpus.facts import EngineFacts
-from c2v_engine.jobs.corpus.fleet import Fleet
 from c2v_engine.jobs.corpus.records import Reject, UnitDone
-from c2v_engine.jobs.corpus.runner import Counters
-from c2v_engine.jobs.corpus.worker import Done, Ended, Failed, Ready, Want, Working
-from c2v_engine.jobs.corpus.writing import Finished
+from c2v_engine.jobs.corpus.work.coordinator import Coordinator
+from c2v_engine.jobs.corpus.work.facts import EngineFacts
+from c2v_engine.jobs.corpus.work.fleet import Fleet
+from c2v_engine.jobs.corpus.work.runner import Counters
+from c2v_engine.jobs.corpus.work.worker import Done, Ended, Failed, Ready, Want, Working
+from c2v_engine.jobs.corpus.work.writing import Finished
 
 ROWS = 10
 FACTS = EngineFacts({"fingerprint": "f", "dtype": "float32", "normalize": True}, 8, None)

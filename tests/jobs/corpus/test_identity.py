@@ -10,8 +10,8 @@ import pytest
 from made_shards import write_job
 
 from c2v_engine.errors import ConfigError, OutputError
-from c2v_engine.jobs.corpus.identity import begin_anew, claim, prepare_folder, read_job
-from c2v_engine.jobs.corpus.locking import locked
+from c2v_engine.jobs.corpus.folder.identity import begin_anew, claim, prepare_folder, read_job
+from c2v_engine.jobs.corpus.folder.locking import locked
 
 JOB = {"prompt_name": "query", "precision": "float32", "keep": ("a", "b"), "fingerprint": "f"}
 

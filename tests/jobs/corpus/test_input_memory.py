@@ -9,9 +9,9 @@ import pytest
 
 SCRIPT = """
 import resource, sys
-from c2v_engine.jobs.corpus.inputs import find_inputs
-from c2v_engine.jobs.corpus.plan import make_plan
-from c2v_engine.jobs.corpus.reading import UnitReader
+from c2v_engine.jobs.corpus.source.inputs import find_inputs
+from c2v_engine.jobs.corpus.source.plan import make_plan
+from c2v_engine.jobs.corpus.source.reading import UnitReader
 
 def run(name):
     plan = make_plan(find_inputs([name]), shard_rows=200_000)

@@ -8,9 +8,9 @@ import fsspec
 import pytest
 
 from c2v_engine.errors import InputError
-from c2v_engine.jobs.corpus import inputs
-from c2v_engine.jobs.corpus.finding import find_names, format_of
-from c2v_engine.jobs.corpus.inputs import check_unchanged, find_inputs
+from c2v_engine.jobs.corpus.source import inputs
+from c2v_engine.jobs.corpus.source.finding import find_names, format_of
+from c2v_engine.jobs.corpus.source.inputs import check_unchanged, find_inputs
 
 
 @pytest.fixture

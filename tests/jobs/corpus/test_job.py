@@ -11,8 +11,8 @@ from fake_engine import FakeEngine
 
 from c2v_engine.errors import ConfigError, InputError, OutputError
 from c2v_engine.jobs.corpus import job as job_module
+from c2v_engine.jobs.corpus.folder.verify import verify_job
 from c2v_engine.jobs.corpus.job import CorpusJob, CorpusOptions
-from c2v_engine.jobs.corpus.verify import verify_job
 from c2v_engine.jobs.encode import EncodeOptions
 
 ROWS = 40

@@ -11,12 +11,12 @@ import sys
 import pytest
 
 from c2v_engine.errors import OutputError
-from c2v_engine.jobs.corpus.locking import locked
+from c2v_engine.jobs.corpus.folder.locking import locked
 
 HOLD = """
 import sys
 from pathlib import Path
-from c2v_engine.jobs.corpus.locking import locked
+from c2v_engine.jobs.corpus.folder.locking import locked
 with locked(Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()

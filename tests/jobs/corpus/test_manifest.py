@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from made_shards import write_job, write_unit
 
 from c2v_engine.errors import OutputError
-from c2v_engine.jobs.corpus import manifest as manifest_module
-from c2v_engine.jobs.corpus.manifest import Manifest
+from c2v_engine.jobs.corpus.folder import manifest as manifest_module
+from c2v_engine.jobs.corpus.folder.manifest import Manifest
+from c2v_engine.jobs.corpus.folder.recovery import check, recover, remove_temporaries
+from c2v_engine.jobs.corpus.folder.shards import temporary_name
 from c2v_engine.jobs.corpus.records import Reject, ShardFile, UnitDone
-from c2v_engine.jobs.corpus.recovery import check, recover, remove_temporaries
-from c2v_engine.jobs.corpus.shards import temporary_name
 
 
 def made_record(unit, rejects=0):

@@ -10,9 +10,9 @@ import pytest
 from made_shards import DIMENSION, columns, vectors, write_job
 
 from c2v_engine.errors import InputError, OutputError
-from c2v_engine.jobs.corpus.merge import MergeJob, merge_job
-from c2v_engine.jobs.corpus.shard_files import open_files
-from c2v_engine.jobs.corpus.shards import FORMATS
+from c2v_engine.jobs.corpus.folder.merge import MergeJob, merge_job
+from c2v_engine.jobs.corpus.folder.shard_files import open_files
+from c2v_engine.jobs.corpus.folder.shards import FORMATS
 
 
 def read(output):

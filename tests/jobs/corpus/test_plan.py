@@ -7,9 +7,9 @@ import pytest
 from input_files import COMPRESSIONS, FORMATS, plan_of, put, read
 
 from c2v_engine.errors import InputError, OutputError
-from c2v_engine.jobs.corpus.inputs import InputFile
-from c2v_engine.jobs.corpus.plan import Plan
 from c2v_engine.jobs.corpus.records import Segment, Unit
+from c2v_engine.jobs.corpus.source.inputs import InputFile
+from c2v_engine.jobs.corpus.source.plan import Plan
 
 
 def refusal(*paths, **options):

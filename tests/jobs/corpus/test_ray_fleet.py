@@ -16,11 +16,11 @@ from process_units import TEXTS, FakeOpener, FakeSetup
 from ray_units import RayOpener
 
 from c2v_engine.errors import BackendError, MissingPackageError
-from c2v_engine.jobs.corpus import ray_fleet
-from c2v_engine.jobs.corpus.coordinator import Coordinator
-from c2v_engine.jobs.corpus.ray_fleet import RayFleet, Share, death_reason, divide
-from c2v_engine.jobs.corpus.ray_worker import Place, RayWorker
-from c2v_engine.jobs.corpus.worker import Failed
+from c2v_engine.jobs.corpus.work import ray_fleet
+from c2v_engine.jobs.corpus.work.coordinator import Coordinator
+from c2v_engine.jobs.corpus.work.ray_fleet import RayFleet, Share, death_reason, divide
+from c2v_engine.jobs.corpus.work.ray_worker import Place, RayWorker
+from c2v_engine.jobs.corpus.work.worker import Failed
 from c2v_engine.jobs.encode import EncodeOptions
 
 UNITS = 20

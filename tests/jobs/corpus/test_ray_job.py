@@ -10,9 +10,9 @@ import pytest
 from checkpoints import Recipe
 from ray_units import MortalSpec
 
+from c2v_engine.jobs.corpus.folder.verify import verify_job
 from c2v_engine.jobs.corpus.job import CorpusJob, CorpusOptions
-from c2v_engine.jobs.corpus.ray_fleet import RayFleet
-from c2v_engine.jobs.corpus.verify import verify_job
+from c2v_engine.jobs.corpus.work.ray_fleet import RayFleet
 from c2v_engine.opener import EngineSpec
 
 ROWS = 400

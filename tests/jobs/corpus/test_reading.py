@@ -28,11 +28,11 @@ from input_files import (
 )
 
 from c2v_engine.errors import InputError
-from c2v_engine.jobs.corpus import csv_rows, cursor, line_rows, table_rows, tables
-from c2v_engine.jobs.corpus.csv_rows import CsvRows
-from c2v_engine.jobs.corpus.cursor import LineCursor
-from c2v_engine.jobs.corpus.inputs import find_inputs
-from c2v_engine.jobs.corpus.reading import UnitReader
+from c2v_engine.jobs.corpus.source import csv_rows, cursor, line_rows, table_rows, tables
+from c2v_engine.jobs.corpus.source.csv_rows import CsvRows
+from c2v_engine.jobs.corpus.source.cursor import LineCursor
+from c2v_engine.jobs.corpus.source.inputs import find_inputs
+from c2v_engine.jobs.corpus.source.reading import UnitReader
 from c2v_engine.jobs.readers import open_reader
 
 TEXTS = [

@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 import pytest
 
 from c2v_engine.errors import OutputError
-from c2v_engine.jobs.corpus.coordinator import Death
 from c2v_engine.jobs.corpus.records import Reject
 from c2v_engine.jobs.corpus.report import (
     JobFacts,
@@ -30,8 +29,9 @@ from c2v_engine.jobs.corpus.report.charts import (
     value_scale,
 )
 from c2v_engine.jobs.corpus.report.formats import duration_text, number_text, share_text, size_text
-from c2v_engine.jobs.corpus.runner import Counters
 from c2v_engine.jobs.corpus.timeline import Sample, Session, Timeline
+from c2v_engine.jobs.corpus.work.coordinator import Death
+from c2v_engine.jobs.corpus.work.runner import Counters
 
 VOID = {"meta", "br"}
 HOSTILE = "</style><script src='http://x.example/a.js'>alert(\"1\")</script>\x00\x1b[31m\ud800&"

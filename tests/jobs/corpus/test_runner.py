@@ -10,8 +10,8 @@ from fake_engine import DIMENSION, FakeEngine, vectors
 from memory_units import MemoryShards, make_units, read_blocks
 
 from c2v_engine.errors import InputError
-from c2v_engine.jobs.corpus import runner as runner_module
-from c2v_engine.jobs.corpus.runner import RunnerOptions, UnitRunner
+from c2v_engine.jobs.corpus.work import runner as runner_module
+from c2v_engine.jobs.corpus.work.runner import RunnerOptions, UnitRunner
 
 TEXTS = [f"text number {row}" for row in range(300)]
 

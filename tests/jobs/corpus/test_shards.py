@@ -17,8 +17,8 @@ from made_shards import DIMENSION, SCHEMA, columns, vectors, write_unit
 from safetensors import safe_open
 
 from c2v_engine.errors import OutputError
-from c2v_engine.jobs.corpus.layout import is_own, is_temporary, shard_names, shard_number
-from c2v_engine.jobs.corpus.shards import (
+from c2v_engine.jobs.corpus.folder.layout import is_own, is_temporary, shard_names, shard_number
+from c2v_engine.jobs.corpus.folder.shards import (
     FORMATS,
     check_shards,
     default_shard_rows,

@@ -8,9 +8,7 @@ import os
 import pytest
 
 from c2v_engine.jobs.corpus import timeline
-from c2v_engine.jobs.corpus.coordinator import Death
-from c2v_engine.jobs.corpus.layout import TIMELINE_NAME
-from c2v_engine.jobs.corpus.runner import Counters
+from c2v_engine.jobs.corpus.folder.layout import TIMELINE_NAME
 from c2v_engine.jobs.corpus.timeline import (
     Sample,
     Session,
@@ -19,6 +17,8 @@ from c2v_engine.jobs.corpus.timeline import (
     read_timeline,
     thinned,
 )
+from c2v_engine.jobs.corpus.work.coordinator import Death
+from c2v_engine.jobs.corpus.work.runner import Counters
 
 
 def sample(seconds, rows=None):

@@ -10,9 +10,9 @@ import pytest
 from input_files import COMPRESSIONS, FORMATS, plan_of, put, read
 
 from c2v_engine.errors import InputError
-from c2v_engine.jobs.corpus import cursor
-from c2v_engine.jobs.corpus.inputs import InputFile
-from c2v_engine.jobs.corpus.reading import UnitReader
+from c2v_engine.jobs.corpus.source import cursor
+from c2v_engine.jobs.corpus.source.inputs import InputFile
+from c2v_engine.jobs.corpus.source.reading import UnitReader
 from c2v_engine.jobs.readers.source import ByteSource, SourceError
 
 LINES = ("txt", "jsonl", "csv")

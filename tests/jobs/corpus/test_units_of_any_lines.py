@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from input_files import compress, plan_of, read, rejects
 
 from c2v_engine.errors import InputError
-from c2v_engine.jobs.corpus import cursor, line_rows
+from c2v_engine.jobs.corpus.source import cursor, line_rows
 from c2v_engine.jobs.readers import open_reader
 
 PIECES = {"shard_rows": st.integers(1, 5), "chunk": st.integers(1, 40), "rows": st.integers(1, 4)}

@@ -7,7 +7,7 @@ import pytest
 from made_shards import DIMENSION, vectors, write_job
 
 from c2v_engine.errors import InputError
-from c2v_engine.jobs.corpus.merge import merge_job
+from c2v_engine.jobs.corpus.folder.merge import merge_job
 from c2v_engine.jobs.search import EmbeddingIndex
 from c2v_engine.jobs.vectors import open_vectors
 

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 from made_shards import DIMENSION, columns, vectors, write_job, write_unit
 
-from c2v_engine.jobs.corpus.identity import claim
-from c2v_engine.jobs.corpus.manifest import Manifest
+from c2v_engine.jobs.corpus.folder.identity import claim
+from c2v_engine.jobs.corpus.folder.manifest import Manifest
+from c2v_engine.jobs.corpus.folder.shards import FORMATS, commit_shard, open_shard, temporary_name
+from c2v_engine.jobs.corpus.folder.verify import verify_job
 from c2v_engine.jobs.corpus.records import Reject, UnitDone
-from c2v_engine.jobs.corpus.shards import FORMATS, commit_shard, open_shard, temporary_name
-from c2v_engine.jobs.corpus.verify import verify_job
 
 
 def state(folder):

@@ -14,8 +14,8 @@ from memory_units import make_units
 from process_units import TEXTS, FakeOpener, FakeSetup
 
 from c2v_engine.errors import BackendError
-from c2v_engine.jobs.corpus.coordinator import Coordinator
-from c2v_engine.jobs.corpus.fleet import ProcessFleet
+from c2v_engine.jobs.corpus.work.coordinator import Coordinator
+from c2v_engine.jobs.corpus.work.fleet import ProcessFleet
 from c2v_engine.jobs.encode import EncodeOptions
 
 UNITS = 20

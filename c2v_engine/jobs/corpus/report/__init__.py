@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from c2v_engine.jobs.corpus.layout import REPORT_NAMES
+from c2v_engine.jobs.corpus.folder.layout import REPORT_NAMES
 from c2v_engine.jobs.corpus.report.figures import JobFacts, count_reasons, make_report
 from c2v_engine.jobs.corpus.report.page import make_page
 from c2v_engine.jobs.corpus.timeline import read_timeline

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from c2v_engine.jobs.corpus.inputs import InputFile
-from c2v_engine.jobs.corpus.plan import Plan
 from c2v_engine.jobs.corpus.records import Reject, RowBlock
+from c2v_engine.jobs.corpus.source.inputs import InputFile
+from c2v_engine.jobs.corpus.source.plan import Plan
 
 
 class Gathered:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from c2v_engine.errors import InputError, OutputError
-from c2v_engine.jobs.corpus.finished import JobFolder
-from c2v_engine.jobs.corpus.layout import is_own
+from c2v_engine.jobs.corpus.folder.finished import JobFolder
+from c2v_engine.jobs.corpus.folder.layout import is_own
+from c2v_engine.jobs.corpus.folder.recovery import check
+from c2v_engine.jobs.corpus.folder.shard_files import ShardReader, open_files
+from c2v_engine.jobs.corpus.folder.shards import FORMATS, check_shards
 from c2v_engine.jobs.corpus.records import UnitDone
-from c2v_engine.jobs.corpus.recovery import check
-from c2v_engine.jobs.corpus.shard_files import ShardReader, open_files
-from c2v_engine.jobs.corpus.shards import FORMATS, check_shards
 from c2v_engine.jobs.output import AtomicFile, check_place
 from c2v_engine.jobs.writers import open_format
 from c2v_engine.jobs.writers.base import Writer

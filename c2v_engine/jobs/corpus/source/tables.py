@@ -14,7 +14,7 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
 from c2v_engine.errors import InputError
-from c2v_engine.jobs.corpus.inputs import InputFile
+from c2v_engine.jobs.corpus.source.inputs import InputFile
 from c2v_engine.jobs.readers.base import one_line
 from c2v_engine.jobs.readers.columnar import BUFFER_BYTES, unpacked
 

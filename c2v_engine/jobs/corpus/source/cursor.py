@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from c2v_engine.errors import InputError
-from c2v_engine.jobs.corpus.inputs import InputFile
+from c2v_engine.jobs.corpus.source.inputs import InputFile
 from c2v_engine.jobs.readers.source import MAX_LINE_BYTES, UTF8_BOM, ByteSource, Line, SourceError
 
 _CHUNK_BYTES = 1024 * 1024

@@ -20,11 +20,11 @@ from typing import Any, Protocol
 
 from c2v_engine._version import __version__
 from c2v_engine.errors import BackendError, MissingPackageError
-from c2v_engine.jobs.corpus.facts import EngineFacts
-from c2v_engine.jobs.corpus.fleet import Fleet
-from c2v_engine.jobs.corpus.ray_worker import Place, RayWorker
 from c2v_engine.jobs.corpus.records import Unit
-from c2v_engine.jobs.corpus.worker import (
+from c2v_engine.jobs.corpus.work.facts import EngineFacts
+from c2v_engine.jobs.corpus.work.fleet import Fleet
+from c2v_engine.jobs.corpus.work.ray_worker import Place, RayWorker
+from c2v_engine.jobs.corpus.work.worker import (
     Ended,
     Failed,
     Message,

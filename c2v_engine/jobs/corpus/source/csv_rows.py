@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from c2v_engine.errors import InputError
-from c2v_engine.jobs.corpus.cursor import LineBlock, LineCursor
+from c2v_engine.jobs.corpus.source.cursor import LineBlock, LineCursor
 from c2v_engine.jobs.readers.delimited import MAX_FIELD_CHARACTERS, csv_reason
 
 # After these the reader can not tell where the next row begins.

@@ -22,10 +22,10 @@ from typing import Any, NamedTuple, Protocol
 
 from c2v_engine import errors
 from c2v_engine.errors import C2VError
-from c2v_engine.jobs.corpus.facts import EngineFacts
 from c2v_engine.jobs.corpus.records import Unit
-from c2v_engine.jobs.corpus.runner import Counters, UnitRunner
-from c2v_engine.jobs.corpus.writing import Finished
+from c2v_engine.jobs.corpus.work.facts import EngineFacts
+from c2v_engine.jobs.corpus.work.runner import Counters, UnitRunner
+from c2v_engine.jobs.corpus.work.writing import Finished
 from c2v_engine.jobs.encode import EncodeOptions, Encoder
 
 REPORT_SECONDS = 0.5

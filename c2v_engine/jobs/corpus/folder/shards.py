@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from c2v_engine.errors import OutputError
-from c2v_engine.jobs.corpus.layout import shard_names
+from c2v_engine.jobs.corpus.folder.layout import shard_names
 from c2v_engine.jobs.corpus.records import ShardFile
 from c2v_engine.jobs.output import sync_folder, write_failure
 from c2v_engine.jobs.writers import DTYPES, check_precision, open_format

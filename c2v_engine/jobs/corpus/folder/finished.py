@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from c2v_engine.errors import InputError
-from c2v_engine.jobs.corpus.identity import read_job
-from c2v_engine.jobs.corpus.manifest import Manifest
+from c2v_engine.jobs.corpus.folder.identity import read_job
+from c2v_engine.jobs.corpus.folder.manifest import Manifest
 
 
 class JobFolder:

@@ -12,7 +12,7 @@ from hashlib import blake2b
 from typing import IO, TypeVar
 
 from c2v_engine.errors import InputError
-from c2v_engine.jobs.corpus.finding import file_system, find_names, format_of, is_url
+from c2v_engine.jobs.corpus.source.finding import file_system, find_names, format_of, is_url
 from c2v_engine.jobs.readers.base import one_line
 
 REMOTE_THREADS = 16

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from c2v_engine.jobs.corpus.cache import VectorCache
-from c2v_engine.jobs.corpus.layout import PLAN_NAME
-from c2v_engine.jobs.corpus.plan import Plan
-from c2v_engine.jobs.corpus.reading import UnitReader
+from c2v_engine.jobs.corpus.folder.layout import PLAN_NAME
+from c2v_engine.jobs.corpus.folder.shards import open_shard
 from c2v_engine.jobs.corpus.records import RowBlock, Unit
-from c2v_engine.jobs.corpus.runner import RunnerOptions, UnitRunner
-from c2v_engine.jobs.corpus.shards import open_shard
-from c2v_engine.jobs.corpus.writing import Shard
+from c2v_engine.jobs.corpus.source.plan import Plan
+from c2v_engine.jobs.corpus.source.reading import UnitReader
+from c2v_engine.jobs.corpus.work.runner import RunnerOptions, UnitRunner
+from c2v_engine.jobs.corpus.work.writing import Shard
 from c2v_engine.jobs.encode import Encoder
 
 

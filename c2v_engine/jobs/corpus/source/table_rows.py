@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from c2v_engine.jobs.corpus.gathering import make_columns
-from c2v_engine.jobs.corpus.inputs import InputFile
-from c2v_engine.jobs.corpus.plan import Plan
 from c2v_engine.jobs.corpus.records import Reject, RowBlock, Segment
-from c2v_engine.jobs.corpus.tables import open_table
+from c2v_engine.jobs.corpus.source.gathering import make_columns
+from c2v_engine.jobs.corpus.source.inputs import InputFile
+from c2v_engine.jobs.corpus.source.plan import Plan
+from c2v_engine.jobs.corpus.source.tables import open_table
 
 _BLOCK_BYTES = 4 * 1024 * 1024
 

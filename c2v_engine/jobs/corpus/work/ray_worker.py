@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from c2v_engine._version import __version__
 from c2v_engine.errors import BackendError
-from c2v_engine.jobs.corpus.facts import EngineFacts
 from c2v_engine.jobs.corpus.records import Unit
-from c2v_engine.jobs.corpus.worker import (
+from c2v_engine.jobs.corpus.work.facts import EngineFacts
+from c2v_engine.jobs.corpus.work.worker import (
     Conversation,
     Failed,
     Message,

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from c2v_engine.jobs.corpus.pending import PendingBlock
 from c2v_engine.jobs.corpus.records import Reject, ShardFile, Unit, UnitDone
+from c2v_engine.jobs.corpus.work.pending import PendingBlock
 
 _TICK_SECONDS = 0.2
 # Embeddings that wait to be written.
@@ -21,7 +21,7 @@ _BLOCK_ROWS = 1024
 
 
 class Shard(Protocol):
-    """A shard that is being written; ``shards.ShardWriter``."""
+    """A shard that is being written; ``folder.shards.ShardWriter``."""
 
     def write(
         self, columns: Any, embeddings: NDArray[Any], valid: NDArray[np.bool_] | None

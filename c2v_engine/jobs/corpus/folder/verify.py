@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from c2v_engine.errors import C2VError
-from c2v_engine.jobs.corpus.finished import JobFolder, ranges_text
-from c2v_engine.jobs.corpus.layout import REJECTED_NAME, is_own, is_temporary, shard_number
-from c2v_engine.jobs.corpus.manifest import Totals
+from c2v_engine.jobs.corpus.folder.finished import JobFolder, ranges_text
+from c2v_engine.jobs.corpus.folder.layout import REJECTED_NAME, is_own, is_temporary, shard_number
+from c2v_engine.jobs.corpus.folder.manifest import Totals
+from c2v_engine.jobs.corpus.folder.recovery import check_all
+from c2v_engine.jobs.corpus.folder.shard_files import ShardReader, open_files
 from c2v_engine.jobs.corpus.records import UnitDone
-from c2v_engine.jobs.corpus.recovery import check_all
-from c2v_engine.jobs.corpus.shard_files import ShardReader, open_files
 from c2v_engine.jobs.writers import DTYPES
 
 _BLOCK_ROWS = 4096

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from c2v_engine.errors import InputError, TextError
-from c2v_engine.jobs.corpus.feed import Feed
-from c2v_engine.jobs.corpus.pending import PendingBlock
 from c2v_engine.jobs.corpus.records import RowBlock, Unit
-from c2v_engine.jobs.corpus.writing import EndOfUnit, Finished, Shard, ShardThread
+from c2v_engine.jobs.corpus.work.feed import Feed
+from c2v_engine.jobs.corpus.work.pending import PendingBlock
+from c2v_engine.jobs.corpus.work.writing import EndOfUnit, Finished, Shard, ShardThread
 from c2v_engine.jobs.encode import EncodeOptions, Encoder
 
 # Rows that wait for an earlier one; more than the engine reads ahead, so it only happens where

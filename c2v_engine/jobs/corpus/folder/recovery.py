@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from c2v_engine.errors import OutputError
-from c2v_engine.jobs.corpus.layout import is_temporary, shard_number
-from c2v_engine.jobs.corpus.manifest import Manifest
+from c2v_engine.jobs.corpus.folder.layout import is_temporary, shard_number
+from c2v_engine.jobs.corpus.folder.manifest import Manifest
+from c2v_engine.jobs.corpus.folder.shards import digest_of
 from c2v_engine.jobs.corpus.records import UnitDone
-from c2v_engine.jobs.corpus.shards import digest_of
 from c2v_engine.jobs.output import sync_folder, write_failure
 
 _MOST_THREADS = 8

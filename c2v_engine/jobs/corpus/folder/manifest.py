@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from c2v_engine.errors import OutputError
-from c2v_engine.jobs.corpus.chain import BEGINNING, make_line, open_line, read_lines
-from c2v_engine.jobs.corpus.layout import MANIFEST_NAME
+from c2v_engine.jobs.corpus.folder.chain import BEGINNING, make_line, open_line, read_lines
+from c2v_engine.jobs.corpus.folder.layout import MANIFEST_NAME
 from c2v_engine.jobs.corpus.records import Reject, UnitDone
 from c2v_engine.jobs.output import AtomicFile, sync_folder, write_failure
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from c2v_engine.errors import OutputError
-from c2v_engine.jobs.corpus.layout import LOCK_NAME
+from c2v_engine.jobs.corpus.folder.layout import LOCK_NAME
 from c2v_engine.jobs.output import write_failure
 
 

@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from c2v_engine.jobs.corpus.csv_rows import CsvBlock, CsvRows
-from c2v_engine.jobs.corpus.cursor import LineBlock, LineCursor
-from c2v_engine.jobs.corpus.gathering import Gathered
-from c2v_engine.jobs.corpus.inputs import InputFile
-from c2v_engine.jobs.corpus.plan import Plan, csv_header
 from c2v_engine.jobs.corpus.records import RowBlock, Segment
+from c2v_engine.jobs.corpus.source.csv_rows import CsvBlock, CsvRows
+from c2v_engine.jobs.corpus.source.cursor import LineBlock, LineCursor
+from c2v_engine.jobs.corpus.source.gathering import Gathered
+from c2v_engine.jobs.corpus.source.inputs import InputFile
+from c2v_engine.jobs.corpus.source.plan import Plan, csv_header
 from c2v_engine.jobs.readers.base import RowError
 from c2v_engine.jobs.readers.delimited import BLANK_LINE, empty_id, find_in_header, wrong_width
 from c2v_engine.jobs.readers.jsonl import BLANK_LINE as BLANK_JSON_LINE

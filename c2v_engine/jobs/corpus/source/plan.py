@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from c2v_engine.errors import InputError, OutputError
-from c2v_engine.jobs.corpus.csv_rows import CsvRows
-from c2v_engine.jobs.corpus.cursor import LineCursor
-from c2v_engine.jobs.corpus.inputs import REMOTE_THREADS, InputFile
-from c2v_engine.jobs.corpus.positions import mark_rows
 from c2v_engine.jobs.corpus.records import Segment, Unit
-from c2v_engine.jobs.corpus.tables import open_table
+from c2v_engine.jobs.corpus.source.csv_rows import CsvRows
+from c2v_engine.jobs.corpus.source.cursor import LineCursor
+from c2v_engine.jobs.corpus.source.inputs import REMOTE_THREADS, InputFile
+from c2v_engine.jobs.corpus.source.positions import mark_rows
+from c2v_engine.jobs.corpus.source.tables import open_table
 from c2v_engine.jobs.output import AtomicFile
 from c2v_engine.jobs.readers.base import DEFAULT_COLUMN, one_line
 from c2v_engine.jobs.readers.columnar import ID, TEXT, find_column

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from c2v_engine.errors import BackendError
-from c2v_engine.jobs.corpus.fleet import Fleet
 from c2v_engine.jobs.corpus.records import Unit, UnitDone
-from c2v_engine.jobs.corpus.runner import Counters
-from c2v_engine.jobs.corpus.worker import (
+from c2v_engine.jobs.corpus.work.fleet import Fleet
+from c2v_engine.jobs.corpus.work.runner import Counters
+from c2v_engine.jobs.corpus.work.worker import (
     Done,
     Ended,
     Failed,
@@ -20,7 +20,7 @@ from c2v_engine.jobs.corpus.worker import (
     Want,
     Working,
 )
-from c2v_engine.jobs.corpus.writing import Finished
+from c2v_engine.jobs.corpus.work.writing import Finished
 
 # A unit that was under way when so many workers died is not given to another.
 _MOST_DEATHS = 3

@@ -14,8 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from c2v_engine.errors import InputError, OutputError
-from c2v_engine.jobs.corpus.finished import JobFolder
-from c2v_engine.jobs.corpus.shard_files import ShardReader, open_files
+from c2v_engine.jobs.corpus.folder.finished import JobFolder
+from c2v_engine.jobs.corpus.folder.shard_files import ShardReader, open_files
 from c2v_engine.jobs.vectors import VectorFile
 from c2v_engine.jobs.writers import DTYPES
 

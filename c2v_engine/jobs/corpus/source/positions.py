@@ -6,9 +6,9 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from c2v_engine.jobs.corpus.csv_rows import CsvRows
-from c2v_engine.jobs.corpus.cursor import LineBlock, LineCursor
-from c2v_engine.jobs.corpus.inputs import InputFile
+from c2v_engine.jobs.corpus.source.csv_rows import CsvRows
+from c2v_engine.jobs.corpus.source.cursor import LineBlock, LineCursor
+from c2v_engine.jobs.corpus.source.inputs import InputFile
 
 _ALL = 1 << 30
 # Lines of nothing but these are no rows, where no other follows.

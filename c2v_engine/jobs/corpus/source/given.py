@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from c2v_engine.errors import InputError
-from c2v_engine.jobs.corpus.finding import is_url
-from c2v_engine.jobs.corpus.inputs import InputFile
-from c2v_engine.jobs.corpus.layout import is_own
+from c2v_engine.jobs.corpus.folder.layout import is_own
+from c2v_engine.jobs.corpus.source.finding import is_url
+from c2v_engine.jobs.corpus.source.inputs import InputFile
 
 
 def check_given(files: Sequence[InputFile], given: Sequence[str], folder: Path) -> None:

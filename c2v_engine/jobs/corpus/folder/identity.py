@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from c2v_engine.errors import ConfigError, OutputError
-from c2v_engine.jobs.corpus.layout import (
+from c2v_engine.jobs.corpus.folder.layout import (
     JOB_NAME,
     LOCK_NAME,
     MANIFEST_NAME,

@@ -14,9 +14,9 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from c2v_engine.errors import BackendError
-from c2v_engine.jobs.corpus.facts import EngineFacts
 from c2v_engine.jobs.corpus.records import Unit
-from c2v_engine.jobs.corpus.worker import (
+from c2v_engine.jobs.corpus.work.facts import EngineFacts
+from c2v_engine.jobs.corpus.work.worker import (
     Ended,
     Failed,
     Message,

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from c2v_engine.errors import InputError
-from c2v_engine.jobs.corpus.line_rows import CsvRowsReader, JsonLinesRows, LinesReader, TextRows
-from c2v_engine.jobs.corpus.plan import Plan
 from c2v_engine.jobs.corpus.records import RowBlock, Segment, Unit
-from c2v_engine.jobs.corpus.table_rows import TableRows
+from c2v_engine.jobs.corpus.source.line_rows import (
+    CsvRowsReader,
+    JsonLinesRows,
+    LinesReader,
+    TextRows,
+)
+from c2v_engine.jobs.corpus.source.plan import Plan
+from c2v_engine.jobs.corpus.source.table_rows import TableRows
 
 _READERS: dict[str, type[LinesReader] | type[TableRows]] = {
     "txt": TextRows,
