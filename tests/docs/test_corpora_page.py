@@ -106,7 +106,8 @@ def test_messages_are_those_that_the_package_gives():
         "the same command goes on",
         "done again",
     )
-    sources = "".join(p.read_text() for p in (ROOT / "c2v_engine" / "jobs" / "corpus").rglob("*.py"))
+    folder = ROOT / "c2v_engine" / "jobs" / "corpus"
+    sources = "".join(path.read_text() for path in folder.rglob("*.py"))
     messages = [line for line in shown() if line.startswith(("error", "note", "interrupted"))]
     assert len(messages) == 6
     for line in messages:
