@@ -26,6 +26,7 @@ class ScriptedFleet(Fleet):
         self.said = list(said)
         self.running = [0]
         self.told = []
+        self.replaced = 0
         self.facts = FACTS
 
     def start(self):
@@ -42,7 +43,7 @@ class ScriptedFleet(Fleet):
         self.told.append(message)
 
     def replace(self, worker):
-        pass
+        self.replaced += 1
 
     def name(self, worker):
         return f"worker {worker}"
@@ -109,3 +110,13 @@ def test_a_mistake_of_the_user_is_told_in_its_own_words(error, kind):
     with pytest.raises(kind) as caught:
         coordinate(Failed.of(error))
     assert str(caught.value) == str(error)
+
+
+def test_a_worker_that_dies_before_it_has_a_unit_is_replaced_some_times():
+    fleet = ScriptedFleet([(0, Ended("ended")), (0, Ended("ended")), (0, Ended("ended at last"))])
+    fleet.running = []
+    coordinator = Coordinator(fleet, None, make_units(2, ROWS), lambda done: None, lambda d: None)
+    with pytest.raises(BackendError, match="no worker is left: worker 0 ended at last"):
+        coordinator.run()
+    assert fleet.replaced == 2
+    assert [death.units for death in coordinator.deaths] == [(), (), ()]

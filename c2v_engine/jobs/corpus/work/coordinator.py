@@ -73,6 +73,8 @@ class Coordinator:
         self._held: dict[int, dict[int, Unit]] = {}
         self._idle: list[int] = []
         self._blamed: Counter[int] = Counter()
+        # How often a worker died in a row without having had a unit.
+        self._barren: Counter[int] = Counter()
         self._failed: dict[int, Failed] = {}
         self._counters: dict[int, Counters] = {}
         self._past: list[Counters] = []
@@ -174,7 +176,8 @@ class Coordinator:
                     f"{_MOST_DEATHS} workers ended while they had unit {number}, the last one "
                     f"{reason}: not tried again (the units before it are recorded)"
                 )
-        if held:
+        self._barren[worker] = 0 if held else self._barren[worker] + 1
+        if self._todo and self._barren[worker] < _MOST_DEATHS:
             self._fleet.replace(worker)
         elif not self._fleet.workers:
             raise BackendError(f"no worker is left: {death.worker} {reason}")
