@@ -16,6 +16,8 @@ from c2v_engine.jobs.corpus.folder.manifest import Manifest
 from c2v_engine.jobs.corpus.folder.shards import FORMATS, commit_shard, open_shard, temporary_name
 from c2v_engine.jobs.corpus.folder.verify import verify_job
 from c2v_engine.jobs.corpus.records import Reject, UnitDone
+from c2v_engine.jobs.corpus.source.inputs import find_inputs
+from c2v_engine.jobs.corpus.source.plan import make_plan
 
 
 def state(folder):
@@ -29,7 +31,7 @@ def test_a_finished_job_is_good_and_is_not_touched(tmp_path, format, on_error):
     records = write_job(tmp_path, format=format, bad=bad, on_error=on_error)
     before = state(tmp_path)
     seen = []
-    found = verify_job(tmp_path, input_digest="digest", report=seen.append)
+    found = verify_job(tmp_path, report=seen.append)
     assert found.problems == []
     assert found.good
     assert (found.rows, found.units, found.checked) == (50, 3, 3)
@@ -51,7 +53,7 @@ def spoil(folder, change):
     before = verify_job(folder)
     assert before.good
     change(folder, records)
-    found = verify_job(folder, input_digest="digest")
+    found = verify_job(folder)
     assert len(found.problems) == 1
     return found.problems[0]
 
@@ -109,10 +111,18 @@ def test_an_edited_manifest_is_named(tmp_path):
     assert "1 of 3 units are missing (2)" in problems[1]
 
 
-def test_another_plan_is_named(tmp_path):
+def test_a_plan_that_is_another_or_damaged_is_told(tmp_path):
     write_job(tmp_path)
-    (problem,) = verify_job(tmp_path, input_digest="other").problems
-    assert "its plan is not the one" in problem
+    source = tmp_path / "source.txt"
+    source.write_text("a\nb\n")
+    plan = tmp_path / "plan.json.zst"
+    make_plan(find_inputs([str(source)]), shard_rows=20).save(plan)
+    source.unlink()
+    (problem,) = verify_job(tmp_path).problems
+    assert problem == f"{plan}: is not the plan that the job began with"
+    plan.write_bytes(plan.read_bytes()[:-3])
+    (problem,) = verify_job(tmp_path).problems
+    assert "is damaged" in problem
 
 
 def test_what_a_stopped_job_left_is_noted(tmp_path):

@@ -12,11 +12,18 @@ import numpy as np
 
 from c2v_engine.errors import C2VError
 from c2v_engine.jobs.corpus.folder.finished import JobFolder, ranges_text
-from c2v_engine.jobs.corpus.folder.layout import REJECTED_NAME, is_own, is_temporary, shard_number
+from c2v_engine.jobs.corpus.folder.layout import (
+    PLAN_NAME,
+    REJECTED_NAME,
+    is_own,
+    is_temporary,
+    shard_number,
+)
 from c2v_engine.jobs.corpus.folder.manifest import Totals
 from c2v_engine.jobs.corpus.folder.recovery import check_all
 from c2v_engine.jobs.corpus.folder.shard_files import ShardReader, open_files
 from c2v_engine.jobs.corpus.records import UnitDone
+from c2v_engine.jobs.corpus.source.plan import Plan
 from c2v_engine.jobs.writers import DTYPES
 
 _BLOCK_ROWS = 4096
@@ -50,17 +57,11 @@ class VerifyReport:
         return not self.problems
 
 
-def verify_job(
-    folder: Path,
-    *,
-    input_digest: str | None = None,
-    report: Callable[[int], None] | None = None,
-) -> VerifyReport:
+def verify_job(folder: Path, *, report: Callable[[int], None] | None = None) -> VerifyReport:
     """Check all that a job has written. Nothing is changed.
 
     Args:
         folder: the job's.
-        input_digest: of the plan as it stands there, to be compared with the job's.
         report: called with the number of units checked so far.
 
     Returns:
@@ -73,8 +74,7 @@ def verify_job(
         found.problems.append(str(error))
         return found
     found.rows, found.units, found.totals = job.rows, job.units, job.manifest.totals
-    if input_digest is not None and input_digest != job.job.get("input"):
-        found.problems.append(f"{folder}: its plan is not the one that the job began with")
+    found.problems += _of_plan(folder, job.job.get("input"))
     found.problems += job.manifest.notes
     missing = job.missing()
     if missing:
@@ -188,3 +188,17 @@ def _look_around(folder: Path, recorded: set[str], found: VerifyReport) -> None:
 
 def _span(first: int, rows: int) -> str:
     return ranges_text(range(first, first + rows)) if rows < 3 else f"{first}-{first + rows - 1}"
+
+
+def _of_plan(folder: Path, digest: Any) -> list[str]:
+    """What is wrong with a job's plan; one that is missing is made again when it is needed."""
+    path = folder / PLAN_NAME
+    if not path.exists():
+        return []
+    try:
+        plan = Plan.load(path)
+    except C2VError as error:
+        return [str(error)]
+    if plan.digest != digest:
+        return [f"{path}: is not the plan that the job began with"]
+    return []
