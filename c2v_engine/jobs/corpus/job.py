@@ -34,6 +34,7 @@ from c2v_engine.jobs.corpus.source.finding import find_names
 from c2v_engine.jobs.corpus.source.given import check_apart, check_given
 from c2v_engine.jobs.corpus.source.inputs import InputFile, check_unchanged, describe, find_changed
 from c2v_engine.jobs.corpus.source.plan import Plan, make_plan
+from c2v_engine.jobs.corpus.source.reading import empty_columns
 from c2v_engine.jobs.corpus.timeline import Sample, Timeline
 from c2v_engine.jobs.corpus.work.coordinator import Coordinator, Death
 from c2v_engine.jobs.corpus.work.facts import EngineFacts
@@ -246,6 +247,9 @@ class CorpusJob:
             begin_anew(self.folder)  # now that all else is known to be good
         if made:
             plan.save(self.folder / PLAN_NAME)
+            first = plan.files[plan.units[0].segments[0].file].name
+            for name in empty_columns(plan):
+                self._note(f"{first}: its first rows have no {name!r}: a null is kept for each")
         if not self._begun:
             claim(self.folder, decides, versions())
         dtype = np.dtype(DTYPES[encode.precision]).name

@@ -313,3 +313,12 @@ def test_bits_are_promised_on_one_kind_of_device(source, tmp_path):
     other = tmp_path / "other"
     run(source, other)
     run(source, other, Elsewhere())
+
+
+def test_a_kept_column_that_nothing_has_is_noted(source, tmp_path, capsys):
+    run(source, tmp_path / "out", keep=("body", "bdoy"))
+    assert capsys.readouterr().out == (
+        f"{source}: its first rows have no 'bdoy': a null is kept for each\n"
+    )
+    run(source, tmp_path / "other", keep=("body",))
+    assert capsys.readouterr().out == ""

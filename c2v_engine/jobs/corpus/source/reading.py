@@ -79,3 +79,20 @@ class UnitReader:
             file = self._plan.files[number]
             self._open = number, _READERS[file.format](file, self._plan)
         return self._open[1]
+
+
+def empty_columns(plan: Plan) -> list[str]:
+    """Find the kept columns that hold nothing in the first rows of JSON lines: misspelt, perhaps.
+
+    Other formats say which columns they have, so that a wrong name is refused.
+    """
+    if not plan.keep or plan.files[plan.units[0].segments[0].file].format != "jsonl":
+        return []
+    reader = UnitReader(plan, "skip")
+    try:
+        block = next(iter(reader.read(plan.units[0])))
+    finally:
+        reader.close()
+    kept = block.columns.columns[1:]
+    found = zip(plan.keep, kept, strict=True)
+    return [name for name, column in found if column.null_count == len(column)]
