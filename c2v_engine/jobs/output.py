@@ -7,6 +7,7 @@ import os
 import stat
 import threading
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -136,6 +137,28 @@ class AtomicFile:
         with contextlib.suppress(OSError):
             os.unlink(self.temporary)
         return True
+
+
+def replace_file(path: str | os.PathLike[str], parts: Iterable[bytes]) -> None:
+    """Write a whole file and put it in the place of what stands there.
+
+    Args:
+        path: of the file.
+        parts: its bytes, written as they come.
+
+    Raises:
+        OutputError: the system refuses, or refuses what gives the parts; what stood there stays.
+    """
+    target = AtomicFile(path, overwrite=True)
+    try:
+        target.file.writelines(parts)
+    except OSError as error:
+        target.abandon()
+        raise target.failure(error) from error
+    except BaseException:
+        target.abandon()
+        raise
+    target.commit()
 
 
 def write_failure(name: str, error: OSError, when: str | None = None) -> OutputError:

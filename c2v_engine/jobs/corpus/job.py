@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ from c2v_engine.jobs.corpus.work.runner import Counters, RunnerOptions
 from c2v_engine.jobs.corpus.work.setup import JobSetup
 from c2v_engine.jobs.corpus.work.writing import Finished
 from c2v_engine.jobs.encode import Encoder
-from c2v_engine.jobs.output import AtomicFile
+from c2v_engine.jobs.output import replace_file
 from c2v_engine.jobs.progress import Progress, Snapshot, ticking
 from c2v_engine.jobs.writers import DTYPES, check_precision
 
@@ -222,23 +223,16 @@ class CorpusJob:
         """See that this is the job that the folder holds, or begin it."""
         options, encode = self.options, self.options.encode
         identity = make_identity(options, facts)
-        nulls = options.on_error == "null"
         plan, made = self._plan, self._plan is None
         if plan is None:
             size = sum(file.size for file in self._files)
             if size >= _LARGE:
                 files = f"{len(self._files):,} files" if len(self._files) > 1 else "one file"
                 self._note(f"counts the rows of {files} first ({size / 1e9:,.0f} GB)")
-            plan = self._plan = make_plan(
-                self._files,
-                column=options.column,
-                id_column=options.id_column,
-                keep=options.keep,
-                shard_rows=identity["shard_rows"],
-                nulls=nulls,
-            )
+            plan = self._plan = self._make_plan(self._files, identity)
+            nulls = options.on_error == "null"
             check_shards(self.folder, options.format, plan.schema, encode.precision, nulls=nulls)
-        decides = {**identity, "rows": plan.rows, "input": plan.digest}
+        decides = {**identity, **plan.identity()}
         if self._begun:  # before the plan of another job is replaced
             # A stop in the middle of ``_redo_changed`` leaves the new plan beside the old digest.
             may_change = ("input",) if options.redo_changed and not made else ()
@@ -266,6 +260,17 @@ class CorpusJob:
         )
         return setup, plan
 
+    def _make_plan(self, files: Sequence[InputFile], identity: dict[str, Any]) -> Plan:
+        options = self.options
+        return make_plan(
+            files,
+            column=options.column,
+            id_column=options.id_column,
+            keep=options.keep,
+            shard_rows=identity["shard_rows"],
+            nulls=options.on_error == "null",
+        )
+
     def _redo_changed(self, plan: Plan, facts: EngineFacts, manifest: Manifest) -> Plan:
         """Take back the units that hold rows of changed files, and plan these files anew.
 
@@ -277,15 +282,8 @@ class CorpusJob:
         files = list(plan.files)
         for number, file in zip(self._changed, describe(names), strict=True):
             files[number] = file
-        new = make_plan(
-            files,
-            column=self.options.column,
-            id_column=self.options.id_column,
-            keep=self.options.keep,
-            shard_rows=identity["shard_rows"],
-            nulls=self.options.on_error == "null",
-        )
-        if rows_by_file(new) != rows_by_file(plan) or new.schema != plan.schema:
+        new = self._make_plan(files, identity)
+        if new.rows_by_file() != plan.rows_by_file() or new.schema != plan.schema:
             raise InputError(
                 f"{', '.join(names)}: has other rows or columns than when the job began: put it "
                 "back, or begin anew with --overwrite"
@@ -300,8 +298,7 @@ class CorpusJob:
         manifest.drop(units)
         remove(self.folder, stale)
         new.save(self.folder / PLAN_NAME)
-        decides = {**identity, "rows": new.rows, "input": new.digest}
-        claim(self.folder, decides, versions(), ("input",))
+        claim(self.folder, {**identity, **new.identity()}, versions(), ("input",))
         self._note(f"{', '.join(names)}: changed, {len(units)} units are done again")
         self._plan = new
         return new
@@ -363,17 +360,9 @@ class CorpusJob:
         """Write what the manifest says of rejected rows as a file of its own."""
         if self.options.on_error == "fail":
             return
-        target = AtomicFile(self.folder / REJECTED_NAME, overwrite=True)
-        try:
-            for reject in manifest.iter_rejects():
-                target.file.write(json.dumps(asdict(reject)).encode() + b"\n")
-        except OSError as error:
-            target.abandon()
-            raise target.failure(error) from error
-        except BaseException:
-            target.abandon()
-            raise
-        target.commit()
+        rejects = manifest.iter_rejects()
+        lines = (json.dumps(asdict(reject)).encode() + b"\n" for reject in rejects)
+        replace_file(self.folder / REJECTED_NAME, lines)
 
     def _summary(
         self, facts: EngineFacts, manifest: Manifest, deaths: list[Death]
@@ -412,12 +401,3 @@ class CorpusJob:
             options=make_identity(self.options, summary.facts),
             versions=versions(),
         )
-
-
-def rows_by_file(plan: Plan) -> list[int]:
-    """How many rows each file of a plan has."""
-    rows = [0] * len(plan.files)
-    for unit in plan.units:
-        for segment in unit.segments:
-            rows[segment.file] += segment.rows
-    return rows

@@ -14,7 +14,7 @@ from typing import Any
 from c2v_engine.jobs.corpus.folder.layout import TIMELINE_NAME
 from c2v_engine.jobs.corpus.work.coordinator import Death
 from c2v_engine.jobs.corpus.work.runner import Counters
-from c2v_engine.jobs.output import AtomicFile
+from c2v_engine.jobs.output import replace_file
 
 SAMPLE_SECONDS = 5.0
 # A line has at most some 300 bytes, so that no file is larger than a megabyte.
@@ -173,7 +173,7 @@ class Timeline:
     def _write(self, line: dict[str, Any], fresh_line: bool = False) -> None:
         if self.failure is not None:
             return
-        data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        data = _line(line)
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
             descriptor = os.open(self.path, flags, 0o666)
@@ -192,18 +192,15 @@ class Timeline:
         try:
             sessions, self._every = thinned(read_timeline(self.path.parent), self._every)
             lines = [line for session in sessions for line in session.lines()]
-            target = AtomicFile(self.path, overwrite=True)
-            try:
-                for line in lines:
-                    target.file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
-            except OSError:
-                target.abandon()
-                raise
-            target.commit()
+            replace_file(self.path, map(_line, lines))
         except (OSError, ValueError) as error:  # an OutputError is a ValueError
             self.failure = str(error)
             return
         self._lines = len(lines)
+
+
+def _line(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, separators=(",", ":")).encode() + b"\n"
 
 
 def add_counters(counters: Sequence[Counters]) -> Counters:

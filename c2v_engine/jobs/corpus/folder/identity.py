@@ -19,7 +19,7 @@ from c2v_engine.jobs.corpus.folder.layout import (
     is_own,
     shard_number,
 )
-from c2v_engine.jobs.output import AtomicFile, sync_folder, write_failure
+from c2v_engine.jobs.output import replace_file, sync_folder, write_failure
 
 FORMAT_VERSION = 1
 
@@ -110,13 +110,7 @@ def _write(folder: Path, job: dict[str, Any], versions: dict[str, Any]) -> None:
         "versions": versions,
     }
     text = json.dumps(values, indent=2, ensure_ascii=False, sort_keys=False) + "\n"
-    target = AtomicFile(folder / JOB_NAME, overwrite=True)
-    try:
-        target.file.write(text.encode("utf-8", "surrogatepass"))
-    except OSError as error:
-        target.abandon()
-        raise target.failure(error) from error
-    target.commit()
+    replace_file(folder / JOB_NAME, [text.encode("utf-8", "surrogatepass")])
 
 
 def read_job(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from c2v_engine.errors import OutputError
 from c2v_engine.jobs.corpus.folder.chain import BEGINNING, make_line, open_line, read_lines
 from c2v_engine.jobs.corpus.folder.layout import MANIFEST_NAME
 from c2v_engine.jobs.corpus.records import Reject, UnitDone
-from c2v_engine.jobs.output import AtomicFile, sync_folder, write_failure
+from c2v_engine.jobs.output import replace_file, sync_folder, write_failure
 
 
 @dataclass
@@ -193,20 +193,16 @@ class Manifest:
         """Write the file anew with some of its records, in their order, chained again."""
         self.close()
         offsets, digest, size = {}, BEGINNING, 0
-        target = AtomicFile(self.path, overwrite=True)
-        try:
+
+        def lines() -> Iterator[bytes]:
+            nonlocal digest, size
             for record in self._records(units):
                 line, digest = make_line(record, digest)
-                target.file.write(line)
                 offsets[record.unit] = size
                 size += len(line)
-        except OSError as error:
-            target.abandon()
-            raise target.failure(error) from error
-        except BaseException:
-            target.abandon()
-            raise
-        target.commit()
+                yield line
+
+        replace_file(self.path, lines())
         self._offsets, self._digest, self._size = offsets, digest, size
 
 

@@ -10,7 +10,7 @@ from c2v_engine.jobs.corpus.folder.layout import REPORT_NAMES
 from c2v_engine.jobs.corpus.report.figures import JobFacts, count_reasons, make_report
 from c2v_engine.jobs.corpus.report.page import make_page
 from c2v_engine.jobs.corpus.timeline import read_timeline
-from c2v_engine.jobs.output import AtomicFile, write_failure
+from c2v_engine.jobs.output import replace_file, write_failure
 
 __all__ = ["JobFacts", "count_reasons", "make_page", "make_report", "write_report"]
 
@@ -35,15 +35,5 @@ def write_report(folder: Path, facts: JobFacts) -> dict[str, Any]:
     report = make_report(facts, sessions)
     texts = (json.dumps(report, indent=1) + "\n", make_page(report))
     for name, text in zip(REPORT_NAMES, texts, strict=True):
-        _write(folder / name, text)
+        replace_file(folder / name, [text.encode()])
     return report
-
-
-def _write(path: Path, text: str) -> None:
-    target = AtomicFile(path, overwrite=True)
-    try:
-        target.file.write(text.encode())
-    except OSError as error:
-        target.abandon()
-        raise target.failure(error) from error
-    target.commit()

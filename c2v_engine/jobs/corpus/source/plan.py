@@ -21,7 +21,7 @@ from c2v_engine.jobs.corpus.source.cursor import LineCursor
 from c2v_engine.jobs.corpus.source.inputs import REMOTE_THREADS, InputFile
 from c2v_engine.jobs.corpus.source.positions import mark_rows
 from c2v_engine.jobs.corpus.source.tables import open_table
-from c2v_engine.jobs.output import AtomicFile
+from c2v_engine.jobs.output import replace_file
 from c2v_engine.jobs.readers.base import DEFAULT_COLUMN, one_line
 from c2v_engine.jobs.readers.columnar import ID, TEXT, find_column
 from c2v_engine.jobs.readers.delimited import find_in_header
@@ -55,6 +55,18 @@ class Plan:
         """Rows of the whole input."""
         return self.units[-1].first_row + self.units[-1].rows if self.units else 0
 
+    def rows_by_file(self) -> list[int]:
+        """How many rows each file has."""
+        rows = [0] * len(self.files)
+        for unit in self.units:
+            for segment in unit.segments:
+                rows[segment.file] += segment.rows
+        return rows
+
+    def identity(self) -> dict[str, Any]:
+        """What of it decides a job's output, and is kept with what else does."""
+        return {"rows": self.rows, "input": self.digest}
+
     @cached_property
     def digest(self) -> str:
         """Of all that decides which row is where; not of when files were changed."""
@@ -70,18 +82,8 @@ class Plan:
             OutputError: the system refuses.
         """
         text = json.dumps(self._values(), separators=(",", ":")).encode()
-        target = AtomicFile(path, overwrite=True)
-        try:
-            data = len(text).to_bytes(8, "little")
-            data += pa.Codec("zstd").compress(text, asbytes=True)
-            target.file.write(hashlib.sha256(data).digest() + data)
-        except OSError as error:
-            target.abandon()
-            raise target.failure(error) from error
-        except BaseException:
-            target.abandon()
-            raise
-        target.commit()
+        data = len(text).to_bytes(8, "little") + pa.Codec("zstd").compress(text, asbytes=True)
+        replace_file(path, [hashlib.sha256(data).digest(), data])
 
     @classmethod
     def load(cls, path: Path) -> Plan:
