@@ -29,8 +29,8 @@ class ScriptedFleet(Fleet):
         self.replaced = 0
         self.facts = FACTS
 
-    def start(self):
-        return FACTS
+    def launch(self):
+        return [(0, Ready(FACTS))]
 
     @property
     def workers(self):

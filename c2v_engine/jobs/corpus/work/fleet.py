@@ -39,7 +39,6 @@ class Fleet(ABC):
 
     facts: EngineFacts | None = None
 
-    @abstractmethod
     def start(self) -> EngineFacts:
         """Start the workers and wait until all have opened their models.
 
@@ -47,7 +46,24 @@ class Fleet(ABC):
             What the first one says; their engines are seen to be alike.
 
         Raises:
-            C2VError: a model can not be opened.
+            C2VError: a model can not be opened, or the workers can not be started.
+        """
+        try:
+            ready = set(self.take_facts(self.launch()))
+            while len(ready) < len(self.workers):
+                ready.update(self.take_facts(self.events(1.0)))
+        except BaseException:
+            self.close()
+            raise
+        assert self.facts is not None
+        return self.facts
+
+    @abstractmethod
+    def launch(self) -> list[tuple[int, Message]]:
+        """Start the workers; give what they have said by then.
+
+        Raises:
+            BackendError: they can not be started.
         """
 
     def take_facts(self, said: list[tuple[int, Message]]) -> list[int]:
@@ -95,7 +111,7 @@ class Fleet(ABC):
 
     @abstractmethod
     def replace(self, worker: int) -> None:
-        """Start another in the place of one that ended, under its number."""
+        """Start a worker under a number that is free: another in the place of one that ended."""
 
     @abstractmethod
     def name(self, worker: int) -> str:
@@ -129,19 +145,11 @@ class ProcessFleet(Fleet):
         self._options = options
         self._running: dict[int, _Process] = {}
 
-    def start(self) -> EngineFacts:
+    def launch(self) -> list[tuple[int, Message]]:
         """See the base class."""
-        ready: set[int] = set()
-        try:
-            for worker in range(len(self._openers)):
-                self._start(worker)
-            while len(ready) < len(self._openers):
-                ready.update(self.take_facts(self.events(1.0)))
-        except BaseException:
-            self.close()
-            raise
-        assert self.facts is not None
-        return self.facts
+        for worker in range(len(self._openers)):
+            self.replace(worker)
+        return []
 
     @property
     def workers(self) -> list[int]:
@@ -166,10 +174,6 @@ class ProcessFleet(Fleet):
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 self._running[worker].connection.send(message)
 
-    def replace(self, worker: int) -> None:
-        """See the base class."""
-        self._start(worker)
-
     def name(self, worker: int) -> str:
         """See the base class."""
         return self._names[worker]
@@ -183,7 +187,8 @@ class ProcessFleet(Fleet):
         for one in running.values():
             one.process.join(_END_SECONDS)
 
-    def _start(self, worker: int) -> None:
+    def replace(self, worker: int) -> None:
+        """See the base class."""
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(

@@ -21,7 +21,6 @@ from typing import Any, Protocol
 from c2v_engine._version import __version__
 from c2v_engine.errors import BackendError, MissingPackageError
 from c2v_engine.jobs.corpus.records import Unit
-from c2v_engine.jobs.corpus.work.facts import EngineFacts
 from c2v_engine.jobs.corpus.work.fleet import Fleet
 from c2v_engine.jobs.corpus.work.ray_worker import Place, RayWorker
 from c2v_engine.jobs.corpus.work.worker import (
@@ -106,27 +105,19 @@ class RayFleet(Fleet):
         self._connected_by: int | None = None
         self._closing = threading.Lock()
 
-    def start(self) -> EngineFacts:
-        """See the base class.
+    def launch(self) -> list[tuple[int, Message]]:
+        """See the base class; the actors have their processors then.
 
         Raises:
             BackendError: there is no such cluster, it has no room, or a machine can not be used.
         """
-        try:
-            self._connect()
-            nodes = [node for node in self._ray.nodes() if node["Alive"]]
-            resources = [node["Resources"] for node in nodes]
-            self._share = divide(resources, self._spec.device, self._asked)
-            for worker in range(self._share.workers):
-                self._start(worker)
-            ready = set(self.take_facts(self._wait_for_places()))
-            while len(ready) < self._share.workers:
-                ready.update(self.take_facts(self.events(1.0)))
-        except BaseException:
-            self.close()
-            raise
-        assert self.facts is not None
-        return self.facts
+        self._connect()
+        nodes = [node for node in self._ray.nodes() if node["Alive"]]
+        resources = [node["Resources"] for node in nodes]
+        self._share = divide(resources, self._spec.device, self._asked)
+        for worker in range(self._share.workers):
+            self.replace(worker)
+        return self._wait_for_places()
 
     @property
     def workers(self) -> list[int]:
@@ -166,10 +157,6 @@ class RayFleet(Fleet):
             with contextlib.suppress(self._ray.exceptions.RayError):
                 self._running[worker].handle.tell.remote(message)
 
-    def replace(self, worker: int) -> None:
-        """See the base class."""
-        self._start(worker)
-
     def name(self, worker: int) -> str:
         """See the base class."""
         place = self._places.get(worker)
@@ -200,7 +187,8 @@ class RayFleet(Fleet):
                 ) from error
         self._connected_by = threading.get_ident()
 
-    def _start(self, worker: int) -> None:
+    def replace(self, worker: int) -> None:
+        """See the base class."""
         share = self._share
         device, threads = ("cuda", None) if share.gpus else ("cpu", share.cpus)
         actor = self._ray.remote(RayWorker).options(
