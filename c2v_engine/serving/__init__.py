@@ -1,0 +1,1 @@
+"""The way out over HTTP: requests of many clients, batched by tokens for one engine."""
