@@ -18,6 +18,7 @@ from c2v_engine.model.config import Causal2VecConfig
 from c2v_engine.model.fingerprint import checkpoint_fingerprint
 from c2v_engine.model.loading import Placement
 from c2v_engine.model.pooling import OutputFormat
+from c2v_engine.runtime.batch_runner import BatchRunner
 from c2v_engine.runtime.hub import fetch_checkpoint
 from c2v_engine.runtime.opening import PipelineOptions, open_pipeline
 from c2v_engine.runtime.options import (
@@ -176,7 +177,7 @@ class Causal2Vec:
             InputError: options that can not be.
             BackendError: the engine has worker processes.
         """
-        output = self._output_format(normalize_embeddings, truncate_dim, precision, ranges)
+        output = self.output_format(normalize_embeddings, truncate_dim, precision, ranges)
         self._runner.warmup(resolve_prompt(self.config, prompt_name, prompt), output)
 
     def close(self) -> None:
@@ -229,6 +230,32 @@ class Causal2Vec:
         """
         _refuse_bfloat16_array(precision)
         return torch.empty(0, dtype=output_dtype(precision)).numpy().dtype
+
+    def output_format(
+        self,
+        normalize_embeddings: bool | None = None,
+        truncate_dim: int | None = None,
+        precision: Precision = "float32",
+        ranges: np.ndarray | None = None,
+    ) -> OutputFormat:
+        """What options of ``encode`` make an embedding look like, as ``batch_runner`` takes it.
+
+        Raises:
+            InputError: options that can not be.
+        """
+        keep, config = self._keep(truncate_dim), self.config
+        normalize = resolve_normalize(normalize_embeddings, config.normalize)
+        chosen = self._ranges if ranges is None else Ranges.of_array(ranges)
+        values = resolve_ranges(chosen, precision, keep * config.segments, normalize)
+        return OutputFormat(keep, normalize, precision, values)
+
+    def batch_runner(self) -> BatchRunner:
+        """What runs single batches, for a server that joins texts of many requests.
+
+        Raises:
+            BackendError: the engine has worker processes.
+        """
+        return self._runner.batch_runner()
 
     @overload
     def encode(
@@ -504,22 +531,9 @@ class Causal2Vec:
         report: Callable[[int], None] | None = None,
     ) -> Iterator[torch.Tensor]:
         """Check the options, then run."""
-        output = self._output_format(normalize, truncate_dim, precision, ranges)
+        output = self.output_format(normalize, truncate_dim, precision, ranges)
         text = resolve_prompt(self.config, prompt_name, prompt)
         return self._runner.run(texts, text, resolve_batch_tokens(batch_tokens), output, report)
-
-    def _output_format(
-        self,
-        normalize: bool | None,
-        truncate_dim: int | None,
-        precision: Precision,
-        ranges: np.ndarray | None,
-    ) -> OutputFormat:
-        keep, config = self._keep(truncate_dim), self.config
-        normalize = resolve_normalize(normalize, config.normalize)
-        chosen = self._ranges if ranges is None else Ranges.of_array(ranges)
-        values = resolve_ranges(chosen, precision, keep * config.segments, normalize)
-        return OutputFormat(keep, normalize, precision, values)
 
     def _keep(self, truncate_dim: int | None) -> int:
         width = self._description.decoder_shape.hidden_size

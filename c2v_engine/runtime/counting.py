@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
+from typing import Protocol
 
 import numpy as np
 
-from c2v_engine.runtime.batches import Batch
 from c2v_engine.runtime.runner import LENGTH_BUCKETS, EncodeStats
+from c2v_engine.runtime.tokenization import TokenizedText
+
+
+class Counted(Protocol):
+    """A batch, as it is counted: its distinct texts, and the rows they begin with."""
+
+    @property
+    def texts(self) -> Sequence[TokenizedText]:
+        """Distinct texts."""
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """Ids of the leading rows that were not computed with them."""
 
 
 class Counter:
@@ -57,7 +70,7 @@ class Counter:
             with self._lock:
                 self.stats.tokenize_seconds += time.perf_counter() - start
 
-    def add(self, batch: Batch, texts: int) -> None:
+    def add(self, batch: Counted, texts: int) -> None:
         """A batch gave the embeddings of so many texts, equal ones counted each."""
         lengths = np.array([len(text.token_ids) for text in batch.texts])
         tokens = int(lengths.sum()) - len(batch.prompt) * len(lengths)

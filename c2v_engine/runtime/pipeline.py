@@ -16,6 +16,7 @@ import torch
 from c2v_engine.errors import BackendError, TextError
 from c2v_engine.model.checkpoint import Checkpoint
 from c2v_engine.model.pooling import OutputFormat
+from c2v_engine.runtime.batch_runner import NOT_FINITE, BatchRunner, finite_texts, too_large
 from c2v_engine.runtime.batches import Batch, Budget, Gathered, Window
 from c2v_engine.runtime.counting import Counter
 from c2v_engine.runtime.execution import Embedded, Execution, UnderWay
@@ -186,6 +187,16 @@ class EmbeddingPipeline(Runner):
                     list(self.run(texts, prompt, None, output))
             tokens *= 2
 
+    def batch_runner(self) -> BatchRunner:
+        """See the base class."""
+        return BatchRunner(
+            self._execution,
+            self._tokenizer,
+            self._shared_prompt,
+            self._counter,
+            self.checkpoint.placement.device,
+        )
+
     def close(self) -> None:
         """Wait for what is under way, and drop what later batches would use again."""
         self._execution.close()
@@ -234,13 +245,7 @@ class EmbeddingPipeline(Runner):
                 budget.tokens = min(budget.tokens, max(half.tokens for half in waiting[:2]))
                 self._fitting = budget.tokens
             else:
-                text = batch.texts[0]
-                raise TextError(
-                    batch.window.row_of(batch.numbers),
-                    f"its {len(text.token_ids)} decoder rows and {text.encoder_tokens} encoder "
-                    "tokens do not fit in the device's memory, even alone: lower max_length in the "
-                    "checkpoint's config, or take a smaller dtype or another device",
-                )
+                raise too_large(batch.texts[0], batch.window.row_of(batch.numbers))
 
     def _try(self, batch: Batch, call: _Call, budget: Budget) -> UnderWay | None:
         """Launch a batch; None where it does not fit in memory."""
@@ -270,16 +275,11 @@ class EmbeddingPipeline(Runner):
                 yield window.block
 
     def _collect(self, batch: Batch, embedded: Embedded, call: _Call) -> None:
-        embeddings, finite = embedded.embeddings, torch.isfinite(embedded.norms)
-        output = call.output
-        if output.precision == "float16" and not output.normalize:
-            # A finite float32 vector may still be too large for float16.
-            finite &= torch.isfinite(embeddings).all(dim=1)
+        finite = finite_texts(embedded, call.output)
         if not finite.all():
             bad = [batch.numbers[i] for i in torch.nonzero(~finite).flatten().tolist()]
-            reason = "its embedding is not finite: weights hold NaN, or dtype or precision overflow"
-            raise TextError(batch.window.row_of(bad), reason)
-        count = batch.window.put(batch.numbers, embeddings)
+            raise TextError(batch.window.row_of(bad), NOT_FINITE)
+        count = batch.window.put(batch.numbers, embedded.embeddings)
         self._counter.add(batch, count)
         if call.report is not None:
             call.report(count)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from c2v_engine.errors import BackendError
 from c2v_engine.model.pooling import OutputFormat
+
+if TYPE_CHECKING:
+    from c2v_engine.runtime.batch_runner import BatchRunner
 
 # Entries of ``EncodeStats.lengths``: the last one begins at 2^31 rows, more than any text has.
 LENGTH_BUCKETS = 32
@@ -106,6 +110,14 @@ class Runner(ABC):
             BackendError: this runner can not; see there.
         """
         raise BackendError("worker processes warm up by their first texts, not by warmup()")
+
+    def batch_runner(self) -> BatchRunner:
+        """What runs single batches that its caller forms.
+
+        Raises:
+            BackendError: this runner can not.
+        """
+        raise BackendError("worker processes form their batches themselves: open it on one device")
 
     @abstractmethod
     def info(self) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -26,16 +26,45 @@ class TokenizedText:
         token_ids: int32 ``[n]``: the decoder's sequence; contextual rows hold 0.
         bounds: where each template entry begins in it, and its end: entries + 1 numbers.
         windows: int32 token ids of what the encoder reads; empty without an encoder.
+        shortened: whether the text did not fit in ``max_length`` and lost its end.
     """
 
     token_ids: np.ndarray
     bounds: tuple[int, ...]
     windows: tuple[np.ndarray, ...]
+    shortened: bool = False
 
     @property
     def encoder_tokens(self) -> int:
         """Tokens of all windows."""
         return sum(len(window) for window in self.windows)
+
+
+class Token(NamedTuple):
+    """A token of the decoder's sequence.
+
+    Attributes:
+        id: in its vocabulary.
+        text: the characters that it stands for, or its name.
+        special: whether the template put it there, as BOS and EOS.
+        start: of its characters in the template entry's string, which is prompt and text as they
+            are joined; None for special ones.
+        stop: the end of them.
+    """
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+class DecoderSequence(NamedTuple):
+    """What the decoder reads of one text; the fields are those of ``TokenizedText``."""
+
+    token_ids: np.ndarray
+    bounds: tuple[int, ...]
+    shortened: bool
 
 
 class DecoderTokenizer:
@@ -79,10 +108,8 @@ class DecoderTokenizer:
         encodings = self._tokenizer.encode_batch_fast(list(strings), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
-    def __call__(
-        self, texts: Sequence[str], prompt: str
-    ) -> list[tuple[np.ndarray, tuple[int, ...]]]:
-        """Token ids and entry bounds of every text.
+    def __call__(self, texts: Sequence[str], prompt: str) -> list[DecoderSequence]:
+        """The sequence of every text.
 
         Raises:
             TextError: prompt and single rows leave no room for the text; row is the position in
@@ -98,12 +125,34 @@ class DecoderTokenizer:
         results = []
         for row, text in enumerate(texts):
             parts = encodings[row * count : (row + 1) * count]
-            if self._single_rows + sum(len(part) for part in parts) > self._max_length:
+            # Of a text that was cut before, what is left has more tokens than fit, too.
+            shortened = self._single_rows + sum(len(part) for part in parts) > self._max_length
+            if shortened:
                 ids = self._shorten(row, strings[row * count : (row + 1) * count], prompt, text)
             else:
                 ids = [np.array(part.ids, dtype=np.int32) for part in parts]
-            results.append(self._assemble(ids))
+            results.append(DecoderSequence(*self._assemble(ids), shortened))
         return results
+
+    def tokens(self, text: str, prompt: str) -> list[Token]:
+        """The whole sequence of a text, not shortened and without contextual tokens, for people.
+
+        Raises:
+            UnicodeError: it is not valid Unicode.
+        """
+        tokens: list[Token] = []
+        for entry in self._entries:
+            if entry.format is None:
+                if entry.kind != CONTEXT:
+                    number = self._ids[entry.kind]
+                    name = self._tokenizer.id_to_token(number) or entry.kind
+                    tokens.append(Token(number, name, True, None, None))
+                continue
+            string, _ = entry.format.render(prompt, text)
+            encoding = self._tokenizer.encode(string, add_special_tokens=False)
+            for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+                tokens.append(Token(number, string[start:end], False, start, end))
+        return tokens
 
     def _render(self, text_format: TextFormat, prompt: str, text: str) -> str:
         if text_format.ends_with_text and len(text) > self._max_length:
@@ -281,12 +330,13 @@ class CheckpointTokenizer:
         except (TypeError, UnicodeError):
             raise _find_bad_text(texts) from None
         results = []
-        for row, ((ids, bounds), parts) in enumerate(zip(sequences, windows, strict=True)):
-            if not len(ids):
+        for row, (sequence, parts) in enumerate(zip(sequences, windows, strict=True)):
+            if not len(sequence.token_ids):
                 raise TextError(row, "the text is empty, and the template gives it no rows at all")
             if not all(map(len, parts)):
                 raise TextError(row, "it gives the encoder no token at all, not even a special one")
-            results.append(TokenizedText(ids, bounds, parts))
+            ids, bounds, shortened = sequence
+            results.append(TokenizedText(ids, bounds, parts, shortened))
         return results
 
 

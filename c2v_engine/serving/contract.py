@@ -9,6 +9,18 @@ from typing import Protocol
 import numpy as np
 
 from c2v_engine.kernels.dual_token_pool import Precision
+from c2v_engine.runtime.tokenization import Token
+
+__all__ = [
+    "BatchReport",
+    "EmbedOptions",
+    "EmbedResult",
+    "Observer",
+    "Snapshot",
+    "State",
+    "Timings",
+    "Token",
+]
 
 
 @dataclass(frozen=True)
@@ -62,25 +74,6 @@ class EmbedResult:
     timings: Timings
 
 
-@dataclass(frozen=True)
-class Token:
-    """A token of the decoder's sequence.
-
-    Attributes:
-        id: in its vocabulary.
-        text: what it stands for.
-        special: whether the template put it there, as BOS and EOS.
-        start: of its characters in the prompt and text as they are joined; None for special ones.
-        stop: the end of them.
-    """
-
-    id: int
-    text: str
-    special: bool
-    start: int | None
-    stop: int | None
-
-
 class State(str, Enum):
     """Of the service."""
 
@@ -101,7 +94,8 @@ class Snapshot:
         queue_capacity: most of them.
         queued_texts: likewise texts.
         requests: that are in the service.
-        tokens_per_second: of the device while it computes, lately; None before the first batch.
+        tokens_per_second: of the device in batches at least half full, lately; None before the
+            first of them.
         batch_tokens: most tokens of a batch.
         texts: embedded so far.
         tokens: likewise.

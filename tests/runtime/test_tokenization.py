@@ -43,14 +43,14 @@ def encoder_tokenizer(**options):
 
 
 def test_prompt_and_text_of_one_entry_are_one_string():
-    [(ids, bounds)] = decoder_tokenizer(CONTEXT_FIRST)(["cat food"], "the ")
+    [(ids, bounds, _)] = decoder_tokenizer(CONTEXT_FIRST)(["cat food"], "the ")
     assert ids.dtype == np.int32
     assert ids.tolist() == [0, *plain_ids("the cat food"), EOS]
     assert bounds == (0, 1, len(ids) - 1, len(ids))
 
 
 def test_every_entry_has_its_bounds():
-    [(ids, bounds)] = decoder_tokenizer(INSTRUCTION_FIRST)(["cat food"], "the ")
+    [(ids, bounds, _)] = decoder_tokenizer(INSTRUCTION_FIRST)(["cat food"], "the ")
     prompt, text = plain_ids("the "), plain_ids("cat food")
     assert ids.tolist() == [BOS, *prompt, 0, *text, EOS]
     first = 1 + len(prompt)
@@ -58,7 +58,7 @@ def test_every_entry_has_its_bounds():
 
 
 def test_an_empty_text_has_the_template_alone():
-    [(ids, bounds)] = decoder_tokenizer(CONTEXT_FIRST)([""], "")
+    [(ids, bounds, _)] = decoder_tokenizer(CONTEXT_FIRST)([""], "")
     assert ids.tolist() == [0, EOS]
     assert bounds == (0, 1, 1, 2)
 
@@ -72,23 +72,25 @@ def test_only_the_text_is_shortened_and_from_the_right(max_length):
         with pytest.raises(TextError, match="prompt"):
             tokenizer([LONG], "the ")
         return
-    [(ids, _)] = tokenizer([LONG], "the ")
+    [(ids, _, _)] = tokenizer([LONG], "the ")
     assert ids.tolist() == [BOS, *prompt, 0, *plain_ids(LONG)[:room], EOS]
     assert len(ids) == max_length
 
 
 def test_a_text_of_just_max_length_is_left_whole():
     length = len(plain_ids(LONG)) + 2
-    [(whole, _)] = decoder_tokenizer(CONTEXT_FIRST, length)([LONG], "")
+    [(whole, _, cut)] = decoder_tokenizer(CONTEXT_FIRST, length)([LONG], "")
     assert whole.tolist() == [0, *plain_ids(LONG), EOS]
-    [(shortened, _)] = decoder_tokenizer(CONTEXT_FIRST, length - 1)([LONG], "")
+    assert not cut
+    [(shortened, _, cut_short)] = decoder_tokenizer(CONTEXT_FIRST, length - 1)([LONG], "")
     assert shortened.tolist() == [0, *plain_ids(LONG)[:-1], EOS]
+    assert cut_short
 
 
 @pytest.mark.parametrize("max_length", [7, 8, 20, 21])
 def test_copies_of_the_text_are_shortened_alike(max_length):
     tokenizer = decoder_tokenizer(("{text}", "<context>", "{text}", "<eos>"), max_length)
-    [(ids, bounds)] = tokenizer([LONG], "")
+    [(ids, bounds, _)] = tokenizer([LONG], "")
     each = (max_length - 2) // 2
     kept = plain_ids(LONG)[:each]
     assert ids.tolist() == [*kept, 0, *kept, EOS]
@@ -97,7 +99,7 @@ def test_copies_of_the_text_are_shortened_alike(max_length):
 
 def test_literals_after_the_text_stay():
     template = ("In a word: {text} means", "<eos>")
-    [(ids, _)] = decoder_tokenizer(template, 24)([LONG], "")
+    [(ids, _, _)] = decoder_tokenizer(template, 24)([LONG], "")
     head, tail = plain_ids("In a word:"), plain_ids(" means")
     assert ids.tolist()[: len(head)] == head
     assert ids.tolist()[-len(tail) - 1 :] == [*tail, EOS]
@@ -107,7 +109,7 @@ def test_literals_after_the_text_stay():
 def test_special_tokens_of_the_tokenizer_are_not_added():
     """The tokenizer's own template puts BOS in front; the engine's template alone decides."""
     assert trained("llama")("cat")["input_ids"][0] == BOS
-    [(ids, _)] = decoder_tokenizer(("{text}", "<eos>"))(["cat"], "")
+    [(ids, _, _)] = decoder_tokenizer(("{text}", "<eos>"))(["cat"], "")
     assert ids.tolist() == [*plain_ids("cat"), EOS]
 
 
