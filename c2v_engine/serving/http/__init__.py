@@ -1,0 +1,1 @@
+"""The service over HTTP: the routes of OpenAI and of text-embeddings-inference."""

@@ -1,0 +1,192 @@
+"""Request bodies: read within bounds, then parsed and checked in one pass."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import anyio
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.requests import Request
+
+from c2v_engine.serving.http.errors import ClientLeftError, RefusedError, refuse
+from c2v_engine.serving.http.options import HttpOptions
+from c2v_engine.serving.refusals import RequestTooLargeError
+
+Body = TypeVar("Body", bound=BaseModel)
+Result = TypeVar("Result")
+
+# Below this parsing takes less than a hop to a thread and back does.
+_INLINE_BYTES = 64 * 2**10
+_CLOSE = (("Connection", "close"),)
+
+
+class BodyReader:
+    """Reads one route's requests.
+
+    Args:
+        model: what a body must be.
+        options: bounds of it.
+        explain: says more of a body that is not what it must be; None where it has nothing to add.
+    """
+
+    def __init__(
+        self,
+        model: type[Body],
+        options: HttpOptions,
+        explain: Callable[[Any], str | None] = lambda _: None,
+    ) -> None:
+        self._adapter: TypeAdapter[Body] = TypeAdapter(model)
+        self._options = options
+        self._explain = explain
+        self._names = [
+            (name, b'"%s"' % name.encode()) for name in model.model_json_schema()["properties"]
+        ]
+
+    async def read(self, request: Request) -> Any:
+        """The body of a request, checked.
+
+        Raises:
+            RefusedError: not JSON, or not what the route takes.
+            ClientLeftError: the client left before it was whole.
+        """
+        check_media_type(request)
+        raw = await read_bytes(request, self._options)
+        return await off_loop(len(raw) > _INLINE_BYTES, self.parse, raw)
+
+    def parse(self, raw: bytes) -> Any:
+        """A body from its bytes.
+
+        Raises:
+            RefusedError: as ``read`` does.
+        """
+        try:
+            body = self._adapter.validate_json(raw)
+        except ValidationError as error:
+            raise self._refusal(error) from None
+        for name, quoted in self._names:
+            # Two of a name in JSON text are a key twice, or a text that holds the quoted name with
+            # its quotes escaped, which a second look tells apart.
+            if raw.count(quoted) > 1 and len(re.findall(quoted + rb"\s*:", raw)) > 1:
+                raise refuse(400, f"{name} is given twice, expected once", "invalid_json", name)
+        return body
+
+    def _refusal(self, error: ValidationError) -> RefusedError:
+        problems = error.errors(include_url=False)
+        first = problems[0]
+        if first["type"] == "json_invalid":
+            reason = first["ctx"]["error"]
+            return refuse(400, f"the body is not JSON: {reason}", "invalid_json")
+        if not first["loc"]:
+            return refuse(422, "the body is no JSON object, expected one", "invalid_type")
+        name = str(first["loc"][0])
+        # Of a union each member complains; the one that came furthest knows best what is wrong.
+        same = [problem for problem in problems if problem["loc"][0] == first["loc"][0]]
+        worst = max(same, key=lambda problem: len(problem["loc"]))
+        message = self._explain(worst) or _line(name, worst)
+        code = {"missing": "missing_field", "extra_forbidden": "unknown_field"}.get(
+            worst["type"], "invalid_type" if "type" in worst["type"] else "invalid_value"
+        )
+        return refuse(422, message, code, name)
+
+
+def listed(given: str | list[str], options: HttpOptions) -> list[str]:
+    """The texts of a request, which may give one as it is.
+
+    Raises:
+        RequestTooLargeError: more than ``max_texts``.
+    """
+    texts = [given] if isinstance(given, str) else given
+    if len(texts) > options.max_texts:
+        raise RequestTooLargeError(
+            f"the request has {len(texts)} texts, expected at most {options.max_texts}"
+        )
+    return texts
+
+
+def check_media_type(request: Request) -> None:
+    """Raise unless a request says that its body is plain JSON.
+
+    Raises:
+        RefusedError: another media type, character set or coding.
+    """
+    given = request.headers.get("content-type", "")
+    if given != "application/json":
+        kind, _, parameters = given.partition(";")
+        kind = kind.strip().lower()
+        charset = re.search(r"charset\s*=\s*\"?([^\s\";]+)", parameters, re.IGNORECASE)
+        if kind != "application/json" or (charset and charset[1].lower() not in ("utf-8", "utf8")):
+            raise refuse(
+                415,
+                f"Content-Type is {given!r}, expected application/json in UTF-8",
+                "unsupported_media_type",
+            )
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.strip().lower() not in ("identity", ""):
+        raise refuse(
+            415, f"Content-Encoding is {coding!r}, expected a plain body", "unsupported_media_type"
+        )
+
+
+async def read_bytes(request: Request, options: HttpOptions) -> bytes:
+    """A request's body, counted as it arrives.
+
+    Raises:
+        RefusedError: it is longer than ``max_body_bytes``, or did not arrive in ``body_seconds``.
+        ClientLeftError: the client left.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > options.max_body_bytes:
+        raise _too_large(options)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        with anyio.fail_after(options.body_seconds):
+            while True:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientLeftError
+                part = message.get("body", b"")
+                size += len(part)
+                if size > options.max_body_bytes:
+                    raise _too_large(options)
+                parts.append(part)
+                if not message.get("more_body", False):
+                    return parts[0] if len(parts) == 1 else b"".join(parts)
+    except TimeoutError:
+        raise refuse(
+            408,
+            f"the body did not arrive in {options.body_seconds:g} seconds",
+            "body_timed_out",
+            headers=_CLOSE,
+        ) from None
+
+
+async def off_loop(heavy: bool, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a function: in a thread where it is heavy, so that other requests go on, else here."""
+    if not heavy:
+        return function(*arguments)
+    return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+
+
+def _too_large(options: HttpOptions) -> RefusedError:
+    return refuse(
+        413,
+        f"the body is longer than {options.max_body_bytes} bytes, the most of a request",
+        "request_too_large",
+    )
+
+
+def _line(name: str, problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"] if isinstance(part, int))
+    what = f"{name}.{where}" if where else name
+    if problem["type"] == "missing":
+        return f"{name} is missing, expected it in the body"
+    if problem["type"] == "extra_forbidden":
+        return f"{name} is no field of this route"
+    given = repr(problem["input"])
+    shown = given if len(given) <= 60 else given[:57] + "..."
+    reason = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{what} is {shown}, expected {reason}"

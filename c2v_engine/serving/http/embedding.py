@@ -1,0 +1,67 @@
+"""Embeddings of a request, in the form that its client asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+
+from c2v_engine.serving.contract import EmbedOptions, EmbedResult
+from c2v_engine.serving.http.accept import BINARY, JSON, wanted_precision
+from c2v_engine.serving.http.access import notes_of
+from c2v_engine.serving.http.bodies import off_loop
+from c2v_engine.serving.http.disconnect import unless_left
+from c2v_engine.serving.http.encoding import raw_bytes
+
+if TYPE_CHECKING:
+    from c2v_engine.serving.service import EmbeddingService
+
+# Numbers that are written as JSON in less time than a hop to a thread and back takes.
+_INLINE_NUMBERS = 8192
+
+
+async def embed_response(
+    request: Request,
+    service: EmbeddingService,
+    texts: Sequence[str],
+    options: EmbedOptions,
+    as_json: Callable[[EmbedResult], bytes],
+) -> Response:
+    """Embed texts and answer with them.
+
+    Args:
+        request: whose body has been read; its ``Accept`` chooses JSON or raw numbers.
+        service: embeds.
+        texts: at least one.
+        options: of all of them; the precision is the client's choice.
+        as_json: writes float32 embeddings.
+
+    Raises:
+        RefusedError: neither form is acceptable.
+        ClientLeftError: the client left; the work was given up.
+        C2VError: as ``EmbeddingService.embed``.
+    """
+    precision = wanted_precision(request.headers.get("accept"))
+    if precision is not None:
+        options = replace(options, precision=precision)
+    result = await unless_left(request, service.embed(texts, options))
+    notes = notes_of(request.scope)
+    notes.texts, notes.tokens = len(texts), int(result.tokens.sum())
+    notes.timings = result.timings
+    if precision is not None:
+        return _binary_response(result.embeddings, precision)
+    body = await off_loop(result.embeddings.size > _INLINE_NUMBERS, as_json, result)
+    return Response(body, media_type=JSON)
+
+
+def _binary_response(embeddings: np.ndarray, precision: str) -> Response:
+    texts, columns = embeddings.shape
+    return Response(
+        raw_bytes(embeddings),
+        media_type=BINARY,
+        headers={"X-C2V-Shape": f"{texts},{columns}", "X-C2V-Precision": precision},
+    )

@@ -1,0 +1,183 @@
+"""OpenAI's routes: ``/v1/embeddings`` and ``/v1/models``."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from c2v_engine.serving.contract import EmbedOptions, EmbedResult
+from c2v_engine.serving.http.accept import JSON
+from c2v_engine.serving.http.bodies import BodyReader, listed
+from c2v_engine.serving.http.document import (
+    BODY_ERRORS,
+    WORK_ERRORS,
+    embeddings_answer,
+    errors,
+    request_body,
+    request_schema,
+)
+from c2v_engine.serving.http.embedding import embed_response
+from c2v_engine.serving.http.encoding import openai_json
+from c2v_engine.serving.http.errors import refuse
+from c2v_engine.serving.http.options import HttpOptions
+from c2v_engine.serving.http.schemas import (
+    OpenAIEmbeddings,
+    OpenAIEmbeddingsRequest,
+    OpenAIError,
+    OpenAIModel,
+    OpenAIModels,
+)
+
+if TYPE_CHECKING:
+    from c2v_engine.serving.service import EmbeddingService
+
+
+_JSON_NAMES = {
+    dict: "an object",
+    list: "a list",
+    bool: "a truth value",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
+
+
+def served_models(service: EmbeddingService, options: HttpOptions) -> dict[str, str | None]:
+    """The prompt of every name by which clients may ask: of NAME none, of NAME:PROMPT that one."""
+    names: dict[str, str | None] = dict.fromkeys(options.model_names)
+    for name in options.model_names:
+        for prompt in service.prompts:
+            names.setdefault(f"{name}:{prompt}", prompt)
+    return names
+
+
+def add_openai_routes(app: FastAPI, service: EmbeddingService, options: HttpOptions) -> None:
+    """Give an app OpenAI's routes."""
+    routes = _OpenAIRoutes(service, options)
+    keys = (401,) if options.api_keys else ()
+    app.add_api_route(
+        "/v1/embeddings",
+        routes.embeddings,
+        methods=["POST"],
+        summary="Embed texts",
+        tags=["OpenAI"],
+        response_model=None,
+        responses={
+            **embeddings_answer(OpenAIEmbeddings),
+            **errors(OpenAIError, *BODY_ERRORS, *WORK_ERRORS, *keys, 404, 406),
+        },
+        openapi_extra=request_body(routes.schema()),
+    )
+    app.add_api_route(
+        "/v1/models",
+        routes.models,
+        methods=["GET"],
+        summary="Names of the model",
+        tags=["OpenAI"],
+        response_model=None,
+        responses={200: {"model": OpenAIModels}, **errors(OpenAIError, *keys)},
+    )
+    name = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+    app.add_api_route(
+        "/v1/models/{id:path}",
+        routes.model,
+        methods=["GET"],
+        summary="One name of the model",
+        tags=["OpenAI"],
+        response_model=None,
+        responses={200: {"model": OpenAIModel}, **errors(OpenAIError, *keys, 404)},
+        openapi_extra={"parameters": [name]},
+    )
+
+
+class _OpenAIRoutes:
+    def __init__(self, service: EmbeddingService, options: HttpOptions) -> None:
+        self._service = service
+        self._options = options
+        self._models = served_models(service, options)
+        self._reader = BodyReader(OpenAIEmbeddingsRequest, options, explain_input)
+        self._created = int(time.time())
+
+    def schema(self) -> dict[str, Any]:
+        return request_schema(
+            OpenAIEmbeddingsRequest,
+            self._service,
+            self._options.max_texts,
+            {"model": {"enum": list(self._models)}},
+        )
+
+    async def embeddings(self, request: Request) -> Response:
+        body: OpenAIEmbeddingsRequest = await self._reader.read(request)
+        options = EmbedOptions(
+            prompt_name=self._prompt_name(body),
+            normalize=body.normalize,
+            truncate_dim=body.dimensions,
+            truncate=body.truncate,
+        )
+
+        def as_json(result: EmbedResult) -> bytes:
+            encoding = body.encoding_format or "float"
+            return openai_json(result.embeddings, encoding, body.model, int(result.tokens.sum()))
+
+        texts = listed(body.input, self._options)
+        return await embed_response(request, self._service, texts, options, as_json)
+
+    async def models(self) -> Response:
+        data = [self._describe(name) for name in self._models]
+        return _json({"object": "list", "data": data})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["id"]
+        if name not in self._models:
+            raise self._unknown(name)
+        return _json(self._describe(name))
+
+    def _describe(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._created, "owned_by": "c2v-engine"}
+
+    def _prompt_name(self, body: OpenAIEmbeddingsRequest) -> str | None:
+        if body.model not in self._models:
+            raise self._unknown(body.model)
+        suffix = self._models[body.model]
+        if suffix is not None and body.prompt_name not in (None, suffix):
+            raise refuse(
+                422,
+                f"model is {body.model!r} and prompt_name is {body.prompt_name!r}, expected only "
+                "one prompt",
+                "invalid_value",
+                "prompt_name",
+            )
+        return suffix if suffix is not None else body.prompt_name
+
+    def _unknown(self, name: str) -> Exception:
+        known = ", ".join(self._models)
+        return refuse(
+            404, f"model is {name!r}, expected one of: {known}", "model_not_found", "model"
+        )
+
+
+def explain_input(problem: Any) -> str | None:
+    """Says what texts may be, and of token ids what to do about them; None of another problem."""
+    name, *where = problem["loc"]
+    if name not in ("input", "inputs") or problem["type"] not in ("string_type", "list_type"):
+        return None
+    first = problem["input"]
+    if isinstance(first, list) and first:
+        first = first[0]
+    if type(first) is int:
+        return (
+            f"{name} holds token ids, expected text: this model reads each text by two tokenizers "
+            "(LangChain's OpenAIEmbeddings: set check_embedding_ctx_length=False)"
+        )
+    place = "".join(f".{part}" for part in where if isinstance(part, int))
+    kind = _JSON_NAMES.get(type(problem["input"]), "something else")
+    return f"{name}{place} is {kind}, expected text, or a list of texts"
+
+
+def _json(value: Any) -> Response:
+    return Response(orjson.dumps(value), media_type=JSON)
