@@ -152,6 +152,7 @@ setup(
         "c2v_engine": [
             "py.typed",
             "model/attention/*.json",
+            "serving/watch/*.html",
             "default_model/**/*.json",
             "default_model/**/*.safetensors",
             "default_model/**/*.txt",
