@@ -4,7 +4,7 @@ A file holds the commands of one subject and registers them with ``app`` when it
 Everything heavy is imported inside the commands, so that ``c2v --help`` answers at once.
 """
 
-from c2v_engine.cli import corpora, encoding, evaluation, mining, models, search, training
+from c2v_engine.cli import corpora, encoding, evaluation, mining, models, search, serve, training
 from c2v_engine.cli.app import app, main
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "mining",
     "models",
     "search",
+    "serve",
     "training",
 ]

@@ -87,7 +87,6 @@ class EmbeddingService:
     Args:
         engine: on one device, without worker processes.
         options: how requests are taken.
-        observers: told of batches and failures.
 
     Attributes:
         name: of the model.
@@ -108,7 +107,6 @@ class EmbeddingService:
         self,
         engine: Causal2Vec,
         options: ServiceOptions | None = None,
-        observers: Sequence[Observer] = (),
     ) -> None:
         options = options or ServiceOptions()
         self.name = engine.name
@@ -129,7 +127,10 @@ class EmbeddingService:
         self._admission = Admission(capacity, options.timeout, batch_tokens)
         [probe] = self._runner.tokenize([_PROBE_TEXT], self._prompt(EmbedOptions()))
         self._probe: tuple[ReadyText, OutputFormat] = (probe, engine.output_format())
-        self._batcher = Batcher(self._runner, self._admission, batch_tokens, self._probe, observers)
+        self._observers: list[Observer] = []
+        self._batcher = Batcher(
+            self._runner, self._admission, batch_tokens, self._probe, self._observers
+        )
         self._tokenizers = ThreadPoolExecutor(
             options.tokenizer_threads, thread_name_prefix="c2v-tokenize"
         )
@@ -156,6 +157,10 @@ class EmbeddingService:
             self._engine.warmup(prompt=prompt)
         self._batcher.start()
         self._warm = True
+
+    def add_observer(self, observer: Observer) -> None:
+        """Have it told of batches and failures; before ``warm_up``."""
+        self._observers.append(observer)
 
     def drain(self) -> None:
         """Say by the state that the end has come; requests are still taken until ``close``."""
