@@ -198,8 +198,9 @@ class _Server(uvicorn.Server):
 
     def say(self, line: str) -> None:
         """Tell the operator, where logs are for people."""
-        if self._options.log_format == "text":
-            print(f"c2v serve: {line}", file=sys.stderr, flush=True)
+        if self._options.log_format == "text" and sys.stderr is not None:
+            with contextlib.suppress(OSError):  # nobody reads it any more: no reason to end
+                print(f"c2v serve: {line}", file=sys.stderr, flush=True)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then warm up while the port says so."""

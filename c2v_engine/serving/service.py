@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +136,7 @@ class EmbeddingService:
             options.tokenizer_threads, thread_name_prefix="c2v-tokenize"
         )
         self._requests = 0
+        self._before = copy(engine.stats)
         self._warm = False
         self._draining = False
         self._probed = -_PROBE_SECONDS
@@ -154,7 +156,11 @@ class EmbeddingService:
             if ready.prompt in warmed:
                 continue
             warmed.add(ready.prompt)
-            self._engine.warmup(prompt=prompt)
+            if self._engine.device.type == "cuda":  # kernels to compile, graphs to capture
+                self._engine.warmup(prompt=prompt)
+            else:
+                self._engine.encode([_PROBE_TEXT], prompt=prompt)
+        self._before = copy(self._engine.stats)  # what was embedded for nobody does not count
         self._batcher.start()
         self._warm = True
 
@@ -283,7 +289,7 @@ class EmbeddingService:
 
     def snapshot(self) -> Snapshot:
         """The service at this moment."""
-        failure, stats = self._batcher.failure, self._engine.stats
+        failure, stats = self._batcher.failure, self._engine.stats.since(self._before)
         if failure is not None:
             state = State.FAILED
         elif self._draining:

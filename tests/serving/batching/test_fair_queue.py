@@ -1,0 +1,149 @@
+"""Order and size of batches: oldest first, small before the rest of large, nobody starves."""
+
+import random
+
+import pytest
+from queued import request
+
+from c2v_engine.serving.batching.fair_queue import FairQueue
+
+
+@pytest.fixture
+def queue():
+    return FairQueue()
+
+
+def push(queue, *tokens, **options):
+    ahead = options.pop("ahead", False)
+    ticket, texts = request(*tokens, **options)
+    queue.push(texts, ahead=ahead)
+    return ticket
+
+
+def taken(queue, budget):
+    return [(text.ticket, text.row) for text in queue.take(budget)]
+
+
+def test_requests_of_one_size_come_in_the_order_of_their_arrival(queue):
+    tickets = [push(queue, 10) for _ in range(7)]
+    order = [ticket for _ in range(3) for ticket, _ in taken(queue, 30)]
+    assert order == tickets
+
+
+def test_a_batch_is_filled_up_to_the_budget_and_no_further(queue):
+    push(queue, *[10] * 5)
+    assert [len(queue.take(30)) for _ in range(3)] == [3, 2, 0]
+
+
+def test_encoder_tokens_count_against_the_budget_as_well(queue):
+    _, texts = request(2, 2, 2)
+    for text in texts:
+        object.__setattr__(text.ready.text, "windows", (text.ready.text.token_ids.repeat(5),))
+    queue.push(texts)
+    assert queue.tokens == 30
+    assert [len(queue.take(20)) for _ in range(2)] == [2, 1]
+
+
+def test_a_text_over_the_budget_goes_alone(queue):
+    push(queue, 100, 5)
+    assert [len(queue.take(30)) for _ in range(2)] == [1, 1]
+
+
+def test_a_small_request_overtakes_the_rest_of_a_large_one(queue):
+    large = push(queue, *[10] * 100)
+    assert {ticket for ticket, _ in taken(queue, 50)} == {large}
+    small = push(queue, 10)
+    assert (small, 0) in taken(queue, 50)
+
+
+def test_no_stream_of_small_requests_holds_a_large_one_up(queue):
+    """With as much coming as is taken, the large one gets its share as any other."""
+    large = push(queue, *[10] * 20)
+    batches = 0
+    while large.waiting_texts:
+        for _ in range(5):
+            push(queue, 10)
+        assert queue.take(50)
+        batches += 1
+    # Requests that come with each batch stand five to one.
+    assert batches < 20 * 6
+
+
+def test_a_request_that_comes_in_parts_has_one_place(queue):
+    first = push(queue, *[10] * 3)
+    other = push(queue, *[10] * 6)
+    _, more = request(*[10] * 3)
+    for row, text in enumerate(more):
+        text.ticket, text.row = first, 3 + row
+    queue.push(more)
+    for _ in range(6):
+        assert {ticket for ticket, _ in taken(queue, 20)} == {first, other}
+
+
+def test_what_still_fits_goes_beside_the_first(queue):
+    push(queue, 20)
+    big = push(queue, 25)
+    small = push(queue, 9)
+    assert small in [ticket for ticket, _ in taken(queue, 30)]
+    assert [ticket for ticket, _ in taken(queue, 30)] == [big]
+
+
+def test_a_large_text_is_first_in_the_next_batch_however_many_small_ones_come(queue):
+    push(queue, 20)
+    big = push(queue, 25)
+    for _ in range(100):
+        push(queue, 30)
+    queue.take(30)
+    assert [ticket for ticket, _ in taken(queue, 30)] == [big]
+
+
+def test_what_goes_ahead_is_first(queue):
+    push(queue, *[10] * 50)
+    queue.take(100)
+    probe = push(queue, 10, ahead=True)
+    assert taken(queue, 10) == [(probe, 0)]
+
+
+def test_texts_of_one_kind_alone_make_a_batch(queue):
+    a = push(queue, 10, keep=4)
+    b = push(queue, 10, keep=2)
+    c = push(queue, 10, prompt=(1, 2))
+    d = push(queue, 10, keep=4)
+    batches = [[ticket for ticket, _ in taken(queue, 100)] for _ in range(4)]
+    assert batches == [[a, d], [b], [c], []]
+
+
+def test_what_nobody_waits_for_is_passed_by(queue):
+    gone, kept = push(queue, 10, 10), push(queue, 10)
+    gone.over = True
+    queue.drop(gone)
+    assert (queue.tokens, queue.texts) == (10, 1)
+    assert taken(queue, 100) == [(kept, 0)]
+    assert (queue.tokens, queue.texts) == (0, 0)
+    assert taken(queue, 100) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_all_that_is_pushed_is_taken_once(queue, seed):
+    choose = random.Random(seed)
+    expected, found = set(), []
+    for _ in range(200):
+        sizes = [choose.randint(1, 40) for _ in range(choose.choice([1, 1, 1, 30]))]
+        ticket = push(queue, *sizes, keep=choose.choice([2, 4]))
+        expected |= {(ticket, row) for row in range(len(sizes))}
+        if choose.random() < 0.1:
+            ticket.over = True
+            queue.drop(ticket)
+            expected = {(t, row) for t, row in expected if t is not ticket}
+        if choose.random() < 0.3:
+            batch = queue.take(100)
+            assert sum(text.ready.tokens for text in batch) <= 100
+            found += [(text.ticket, text.row) for text in batch]
+        assert queue.texts == sum(not t.over for t, _ in expected) - sum(
+            not t.over for t, _ in found
+        )
+    while batch := queue.take(100):
+        found += [(text.ticket, text.row) for text in batch]
+    assert len(found) == len(set(found))
+    assert expected <= set(found)
+    assert (queue.tokens, queue.texts) == (0, 0)
