@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
 _NAME = "c2v-engine"
+_log = logging.getLogger(__name__)
 _EXPORTERS = ("otlp", "console", "none")
 _PROTOCOL = "http/protobuf"
 _METHODS = frozenset(
@@ -65,7 +68,7 @@ class Tracing:
             MissingPackageError: the exporter is not installed.
         """
         exporter = _exporter(os.environ)
-        provider = TracerProvider(resource=_resource())
+        provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
         if exporter is not None:
             provider.add_span_processor(BatchSpanProcessor(exporter))
         return cls(provider)
@@ -97,13 +100,14 @@ class Tracing:
                 child.end(at)
         span.end(end)
 
-    def close(self) -> None:
-        """Export what is left.
-
-        Where nobody takes it this returns after the exporter's own time (10 s, or
-        ``OTEL_EXPORTER_OTLP_TIMEOUT``).
-        """
-        self._provider.shutdown()
+    def close(self, timeout: float = 5.0) -> None:
+        """Export what is left, for at most ``timeout`` seconds: no collector stops a shutdown."""
+        # The SDK has no such bound: it tries for 10 s a batch, and there may be several.
+        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(timeout)
+        if closing.is_alive():
+            _log.warning("traces: the last spans were not taken in %g seconds", timeout)
 
 
 def _attributes(record: RequestRecord) -> dict[str, AttributeValue]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from c2v_engine.serving.contract import Snapshot, Timings
+if TYPE_CHECKING:  # it brings torch, which a log does not need
+    from c2v_engine.serving.contract import Snapshot, Timings
 
 # Routes that machines ask again and again: they are counted, but neither logged nor traced while
 # all is well, or nobody would find the requests between them.

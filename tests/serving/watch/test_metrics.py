@@ -139,10 +139,10 @@ def test_a_request_costs_little(metrics):
     record = replace(Record(), error="none")
     gc.collect()
     took = []
-    for _ in range(50):
+    for _ in range(20):
         begun = time.perf_counter()
         for _ in range(100):
             metrics.request(record)
         took.append((time.perf_counter() - begun) / 100)
-    # The quickest round, for others work on the machine too; it is ~8 us where it was measured.
+    # The quickest round, for others work on the machine too: about 16 us on a busy one.
     assert min(took) < 100e-6

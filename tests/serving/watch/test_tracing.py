@@ -169,6 +169,16 @@ def test_spans_are_sent_to_the_collector_that_the_environment_names(monkeypatch)
     assert b"POST /v1/embeddings" in body
 
 
+def test_a_collector_that_is_not_there_stops_no_shutdown(monkeypatch, caplog):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    tracing = Tracing.from_environment()
+    tracing.request(Record())
+    begun = time.monotonic()
+    tracing.close(timeout=0.2)
+    assert time.monotonic() - begun < 5
+    assert "the last spans were not taken in 0.2 seconds" in caplog.text
+
+
 def test_the_environment_names_the_service(monkeypatch, capsys):
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "search")
