@@ -46,15 +46,14 @@ class Metrics:
     codes and types of errors, never what a client wrote.
 
     Args:
-        service: as for ``watch``; None where it is made later, for services are told at once who
-            observes them.
+        service: what it reads when it is asked for the metrics.
 
     Attributes:
         registry: of ``prometheus_client``; others may add to it.
         recent: the last two minutes.
     """
 
-    def __init__(self, service: WatchedService | None = None) -> None:
+    def __init__(self, service: WatchedService) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self.recent = Recent()
         counter = partial(Counter, registry=self.registry)
@@ -86,13 +85,8 @@ class Metrics:
             self._stages.labels(stage)
             for stage in ("tokenize", "queue", "compute", "other", "total")
         )
-        ProcessCollector(registry=self.registry)
-        if service is not None:
-            self.watch(service)
-
-    def watch(self, service: WatchedService) -> None:
-        """Read a service's own numbers, from now on, whenever the metrics are asked for."""
         self.registry.register(_ServiceCollector(service))
+        ProcessCollector(registry=self.registry)
 
     def batch(self, report: BatchReport) -> None:
         """A batch was computed."""

@@ -45,9 +45,9 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    metrics, stream = Metrics(), StringIO()
-    service = EmbeddingService(Causal2Vec.from_pretrained(device="cpu"), observers=[metrics])
-    metrics.watch(service)
+    service = EmbeddingService(Causal2Vec.from_pretrained(device="cpu"))
+    metrics, stream = Metrics(service), StringIO()
+    service.add_observer(metrics)
     log = AccessLog("json", stream)
     app = create_app(
         service,
