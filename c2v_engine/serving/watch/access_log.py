@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from typing import Any, Literal, TextIO
 
 from c2v_engine.errors import ConfigError, MissingPackageError
-from c2v_engine.serving.watch.watched import QUIET_ROUTES, RequestRecord
+from c2v_engine.serving.watch.watched import QUIET_ROUTES, RequestRecord, is_quiet
 
 try:
     import orjson
@@ -72,7 +72,7 @@ class AccessLog:
 
     def request(self, record: RequestRecord) -> None:
         """A request ended."""
-        if record.status < 400 and record.route in self._quiet_routes:
+        if is_quiet(record, self._quiet_routes):
             return
         try:
             self._waiting.put_nowait((time.time(), record))

@@ -9,7 +9,7 @@ from c2v_engine._version import __version__
 from c2v_engine.errors import MissingPackageError
 from c2v_engine.serving.contract import BatchReport, State
 from c2v_engine.serving.watch.recent import Recent
-from c2v_engine.serving.watch.watched import RequestRecord, WatchedService
+from c2v_engine.serving.watch.watched import RequestRecord, WatchedService, is_quiet
 
 try:
     from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
@@ -108,7 +108,7 @@ class Metrics:
         counted.inc()
         self._in.inc(record.bytes_in)
         self._out.inc(record.bytes_out)
-        if record.error is not None:
+        if record.error is not None and not is_quiet(record):
             self._error(record.error).inc()
         timings = record.timings
         if timings is None:

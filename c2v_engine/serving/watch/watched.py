@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # it brings torch, which a log does not need
@@ -10,7 +10,8 @@ if TYPE_CHECKING:  # it brings torch, which a log does not need
 
 # Routes that machines ask again and again: they are counted, but neither logged nor traced while
 # all is well, or nobody would find the requests between them.
-QUIET_ROUTES = frozenset({"/status", "/metrics", "/health", "/health/live", "/health/ready"})
+READY_ROUTE = "/health/ready"
+QUIET_ROUTES = frozenset({"/status", "/metrics", "/health", "/health/live", READY_ROUTE})
 
 
 class WatchedService(Protocol):
@@ -92,6 +93,9 @@ class RequestRecord(Protocol):
         """The header of that name (W3C Trace Context)."""
 
 
-def is_quiet(record: RequestRecord) -> bool:
-    """Whether a request is one of those that only say again that all is well."""
-    return record.status < 400 and record.route in QUIET_ROUTES
+def is_quiet(record: RequestRecord, routes: Collection[str] = QUIET_ROUTES) -> bool:
+    """Whether a request only says again that all is well, or that it is not time yet."""
+    if record.route not in routes:
+        return False
+    # Not to be ready is an answer, not a fault: every start and every end has its time of it.
+    return record.status < 400 or record.route == READY_ROUTE

@@ -92,6 +92,7 @@ def test_polls_are_left_out_while_they_succeed():
     polls = [Record(route="/health"), Record(route="/status"), Record(route="/metrics")]
     assert logged(*polls) == []
     assert len(logged(*polls, quiet_routes=())) == 3
+    assert logged(Record(route="/health/ready", status=503, error="unavailable")) == []
     (failed,) = logged(Record(route="/health", status=503, error="unavailable"))
     assert json.loads(failed)["route"] == "/health"
 

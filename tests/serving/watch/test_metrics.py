@@ -60,6 +60,13 @@ def test_a_request_without_embeddings_is_no_latency(metrics):
     assert metrics.recent.latency().requests == 0
 
 
+def test_not_to_be_ready_is_no_error(metrics):
+    for route in ("/health/ready", "/health"):
+        metrics.request(Record(route=route, status=503, timings=None, error="unavailable"))
+    assert value(metrics, "c2v_requests_total", route="/health/ready", status="503") == 1
+    assert value(metrics, "c2v_errors_total", type="unavailable") == 1
+
+
 @pytest.mark.parametrize(
     ("seconds", "bound"), [(0.0004, "0.0005"), (0.012, "0.015"), (59.0, "60.0")]
 )

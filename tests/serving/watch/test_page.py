@@ -59,7 +59,7 @@ def test_it_shows_the_state_in_words_and_follows_it(app, page):
     expect(page.locator("#state")).to_have_text("READY")
     expect(page.get_by_role("heading", level=1)).to_have_text("tiny")
     expect(page.locator("#facts")).to_contain_text("cpu, float32 · 3 dimensions · reads 64 tokens")
-    expect(page.locator("#waiting")).to_have_text("queue: 120 of 1,000 tokens")
+    expect(page.locator("#waiting")).to_have_text("queue: 120 of 1K tokens")
     app.service.set(state=State.FAILED, reason="the GPU fell off the bus")
     expect(page.locator("#state")).to_have_text("FAILED")
     expect(page.locator("#reason")).to_have_text("the GPU fell off the bus")
