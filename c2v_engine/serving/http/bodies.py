@@ -82,9 +82,10 @@ class BodyReader:
         if not first["loc"]:
             return refuse(422, "the body is no JSON object, expected one", "invalid_type")
         name = str(first["loc"][0])
-        # Of a union each member complains; the one that came furthest knows best what is wrong.
+        # Of a union each member complains; the one that came furthest knows best what is wrong, and
+        # of several the last, which takes lists.
         same = [problem for problem in problems if problem["loc"][0] == first["loc"][0]]
-        worst = max(same, key=lambda problem: len(problem["loc"]))
+        worst = max(reversed(same), key=lambda problem: len(problem["loc"]))
         message = self._explain(worst) or _line(name, worst)
         code = {"missing": "missing_field", "extra_forbidden": "unknown_field"}.get(
             worst["type"], "invalid_type" if "type" in worst["type"] else "invalid_value"

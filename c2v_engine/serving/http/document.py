@@ -108,7 +108,8 @@ def request_schema(
             fields[name] = {**values, **kept}
     for name in ("input", "inputs"):
         if name in fields:
-            fields[name]["anyOf"][1]["maxItems"] = max_texts
+            # Told in words: a longer list is 413, which is no complaint about its form.
+            fields[name]["description"] += f" At most {max_texts}."
     return schema
 
 

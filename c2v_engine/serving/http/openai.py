@@ -104,12 +104,25 @@ class _OpenAIRoutes:
         self._created = int(time.time())
 
     def schema(self) -> dict[str, Any]:
-        return request_schema(
+        schema = request_schema(
             OpenAIEmbeddingsRequest,
             self._service,
             self._options.max_texts,
             {"model": {"enum": list(self._models)}},
         )
+        names: dict[str | None, list[str]] = {}
+        for name, prompt in self._models.items():
+            names.setdefault(prompt, []).append(name)
+        schema["anyOf"] = [
+            {
+                "properties": {
+                    "model": {"enum": named},
+                    **({} if prompt is None else {"prompt_name": {"enum": [prompt, None]}}),
+                }
+            }
+            for prompt, named in names.items()
+        ]
+        return schema
 
     async def embeddings(self, request: Request) -> Response:
         body: OpenAIEmbeddingsRequest = await self._reader.read(request)

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _whole(number: Any) -> Any:
+    """``8.0`` is an integer to JSON Schema."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
 
 # The first text that is none ends the check: a list of a million numbers makes one complaint.
 Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
+Whole = Annotated[int, BeforeValidator(_whole)]
 
 
 class _Taken(BaseModel):
@@ -24,7 +31,7 @@ class OpenAIEmbeddingsRequest(_Taken):
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="Of each embedding: numbers, or little-endian float32 in base64."
     )
-    dimensions: int | None = Field(None, description="To keep; all by default.")
+    dimensions: Whole | None = Field(None, description="To keep; all by default.")
     user: str | None = Field(None, description="Who asks; not used.")
     prompt_name: str | None = Field(None, description="One of the model's prompts.")
     normalize: bool | None = Field(None, description="By default as the model does.")
@@ -45,7 +52,7 @@ class TeiEmbedRequest(_Taken):
     )
     normalize: bool | None = Field(None, description="By default as the model does.")
     prompt_name: str | None = Field(None, description="One of the model's prompts.")
-    dimensions: int | None = Field(None, description="To keep; all by default.")
+    dimensions: Whole | None = Field(None, description="To keep; all by default.")
     encoding_format: Literal["float"] | None = Field(None, description="Numbers, always.")
 
 
