@@ -6,8 +6,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 import uvicorn
+
+if TYPE_CHECKING:
+    from c2v_engine.serving.service import EmbeddingService
 
 
 @contextmanager
@@ -30,3 +34,10 @@ def running(app, **options) -> Iterator[str]:
         server.should_exit = True
         thread.join(timeout=20)
         assert not thread.is_alive(), "the server did not stop"
+
+
+class Served(NamedTuple):
+    """A server that runs."""
+
+    url: str
+    service: EmbeddingService

@@ -102,10 +102,8 @@ def request_schema(
     }
     for name, values in {**shared, **(narrowed or {})}.items():
         if name in fields:
-            kept = {
-                key: fields[name][key] for key in ("description", "default") if key in fields[name]
-            }
-            fields[name] = {**values, **kept}
+            told = {key: fields[name][key] for key in _TOLD if key in fields[name]}
+            fields[name] = {**values, **told}
     for name in ("input", "inputs"):
         if name in fields:
             # Told in words: a longer list is 413, which is no complaint about its form.

@@ -43,12 +43,14 @@ class _HealthRoutes:
 
     async def health(self) -> Response:
         """A text is embedded, ahead of those that wait; what came of it is told for a second."""
+        if self._service.snapshot().state is State.WARMING:
+            raise UnavailableError("the service is warming up", retry_after=1)
         await self._service.probe()
         return self._answer()
 
     async def live(self) -> Response:
-        """As ``/health``, but a server that warms up or finishes its last work is left to it."""
-        if self._service.snapshot().state not in (State.WARMING, State.DRAINING):
+        """As ``/health``, but a server that warms up is left to it."""
+        if self._service.snapshot().state is not State.WARMING:
             await self._service.probe()
         return self._answer()
 
