@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from c2v_engine._version import __version__
-from c2v_engine.serving.contract import EmbedOptions, EmbedResult
+from c2v_engine.serving.contract import EmbedOptions, EmbedResult, Token
 from c2v_engine.serving.http.accept import JSON, PRECISIONS
 from c2v_engine.serving.http.access import notes_of
 from c2v_engine.serving.http.bodies import BodyReader, listed, off_loop
@@ -140,9 +140,8 @@ class _TeiRoutes:
         rows = await unless_left(request, work)
         notes = notes_of(request.scope)
         notes.texts, notes.tokens = len(texts), sum(map(len, rows))
-        return Response(
-            await off_loop(notes.tokens > _MANY_TOKENS, orjson.dumps, rows), media_type=JSON
-        )
+        body = await off_loop(notes.tokens > _MANY_TOKENS, _tokens_json, rows)
+        return Response(body, media_type=JSON)
 
     async def info(self) -> Response:
         return Response(orjson.dumps(self._describe()), media_type=JSON)
@@ -183,3 +182,7 @@ async def refuse_route(request: Request) -> Response:
 
 def _embeddings_json(result: EmbedResult) -> bytes:
     return tei_json(result.embeddings)
+
+
+def _tokens_json(rows: list[list[Token]]) -> bytes:
+    return orjson.dumps([[token._asdict() for token in row] for row in rows])
