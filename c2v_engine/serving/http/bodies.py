@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from c2v_engine.serving.http.errors import ClientLeftError, RefusedError, refuse
 from c2v_engine.serving.http.options import HttpOptions
-from c2v_engine.serving.refusals import RequestTooLargeError
+from c2v_engine.serving.refusals import RequestTooLargeError, TextTooLongError
 
 Body = TypeVar("Body", bound=BaseModel)
 Result = TypeVar("Result")
@@ -98,11 +98,18 @@ def listed(given: str | list[str], options: HttpOptions) -> list[str]:
 
     Raises:
         RequestTooLargeError: more than ``max_texts``.
+        TextTooLongError: one of more than ``max_characters``.
     """
     texts = [given] if isinstance(given, str) else given
     if len(texts) > options.max_texts:
         raise RequestTooLargeError(
             f"the request has {len(texts)} texts, expected at most {options.max_texts}"
+        )
+    if max(map(len, texts)) > options.max_characters:
+        row = next(row for row, text in enumerate(texts) if len(text) > options.max_characters)
+        raise TextTooLongError(
+            row,
+            f"has {len(texts[row])} characters, expected at most {options.max_characters}",
         )
     return texts
 

@@ -96,7 +96,7 @@ def request_schema(
         "maximum": service.dimension,
         "multipleOf": service.segments,
     }
-    shared = {
+    shared: dict[str, Schema] = {
         "prompt_name": {"enum": [*service.prompts, None]},
         "dimensions": {"anyOf": [width, {"type": "null"}]},
     }

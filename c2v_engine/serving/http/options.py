@@ -17,6 +17,8 @@ class HttpOptions:
         cors_origins: whose pages may ask from a browser; ``*`` for any, none for no page but ours.
         max_body_bytes: of a request's body.
         max_texts: of a request.
+        max_characters: of a text. Of a long text only the beginning is tokenised, but where that is
+            a single word the tokenizer takes it whole, at microseconds a character.
         body_seconds: in which a request's body has to arrive.
 
     Raises:
@@ -28,6 +30,7 @@ class HttpOptions:
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 16 * 2**20
     max_texts: int = 2048
+    max_characters: int = 1_000_000
     body_seconds: float = 60.0
 
     def __post_init__(self) -> None:
@@ -35,6 +38,6 @@ class HttpOptions:
             raise InputError(f"model_names is {self.model_names!r}, expected at least one name")
         if not all(self.api_keys):
             raise InputError("an API key is empty, expected text")
-        for name in ("max_body_bytes", "max_texts", "body_seconds"):
+        for name in ("max_body_bytes", "max_texts", "max_characters", "body_seconds"):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} is {getattr(self, name)}, expected more than 0")

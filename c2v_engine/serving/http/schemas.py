@@ -161,6 +161,7 @@ class TeiInfo(BaseModel):
     fingerprint: str | None
     precisions: list[str]
     max_body_bytes: int
+    max_characters: int
 
 
 class Health(BaseModel):

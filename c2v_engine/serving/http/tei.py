@@ -140,8 +140,8 @@ class _TeiRoutes:
         rows = await unless_left(request, work)
         notes = notes_of(request.scope)
         notes.texts, notes.tokens = len(texts), sum(map(len, rows))
-        body = await off_loop(notes.tokens > _MANY_TOKENS, _tokens_json, rows)
-        return Response(body, media_type=JSON)
+        content = await off_loop(notes.tokens > _MANY_TOKENS, _tokens_json, rows)
+        return Response(content, media_type=JSON)
 
     async def info(self) -> Response:
         return Response(orjson.dumps(self._describe()), media_type=JSON)
@@ -171,6 +171,7 @@ class _TeiRoutes:
             "fingerprint": service.fingerprint,
             "precisions": list(PRECISIONS),
             "max_body_bytes": self._options.max_body_bytes,
+            "max_characters": self._options.max_characters,
         }
 
 

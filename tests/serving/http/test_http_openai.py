@@ -142,6 +142,16 @@ def test_too_many_texts_are_refused(client_of):
     assert "4 texts, expected at most 3" in answer.json()["error"]["message"]
 
 
+def test_too_long_a_text_is_refused_by_its_row(client_of):
+    client = client_of(max_characters=10)
+    assert embeddings(client, input=["a" * 10, "ü" * 10]).status_code == 200
+    answer = embeddings(client, input=["a", "ü" * 11], truncate=True)
+    assert answer.status_code == 413
+    error = answer.json()["error"]
+    assert error["message"] == "text 1: has 11 characters, expected at most 10"
+    assert error["code"] == "text_too_long"
+
+
 def test_models_are_listed_with_their_prompts(client):
     models = client.get("/v1/models").json()
     names = [model["id"] for model in models["data"]]
