@@ -13,6 +13,7 @@ from interpreter import request_interpreter
 request_interpreter()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "false")
 
 
 @pytest.fixture(scope="session")
