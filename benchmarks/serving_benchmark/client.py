@@ -98,23 +98,17 @@ class Client:
         return Outcome(request.kind, len(request.texts), due, sent, ended, reply)
 
     async def ask(self, payload: bytes) -> Reply:
-        """Send bytes and wait for the answer.
-
-        A kept connection that the server has closed meanwhile is replaced by a new one, once.
-        """
-        for kept in (True, False):
-            connection = self._kept() if kept else None
-            if kept and connection is None:
-                continue
-            try:
-                connection = connection or await asyncio.open_connection(
-                    *self._address, limit=_BUFFER
-                )
-                return await asyncio.wait_for(self._exchange(connection, payload), _MOST_SECONDS)
-            except (OSError, EOFError, asyncio.TimeoutError):
-                if connection is not None:
-                    connection[1].close()
-        return Reply(0)
+        """Send bytes, once, and wait for the answer."""
+        writer = None
+        try:
+            reader, writer = self._kept() or await asyncio.open_connection(
+                *self._address, limit=_BUFFER
+            )
+            return await asyncio.wait_for(self._exchange(reader, writer, payload), _MOST_SECONDS)
+        except (OSError, EOFError, asyncio.TimeoutError):
+            if writer is not None:
+                writer.close()
+            return Reply(0)
 
     def close(self) -> None:
         """Close the connections."""
@@ -130,9 +124,8 @@ class Client:
         return None
 
     async def _exchange(
-        self, connection: tuple[asyncio.StreamReader, asyncio.StreamWriter], payload: bytes
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, payload: bytes
     ) -> Reply:
-        reader, writer = connection
         writer.write(payload)
         head = await reader.readuntil(b"\r\n\r\n")
         length = _LENGTH.search(head)
@@ -140,7 +133,7 @@ class Client:
         if _CLOSE.search(head):
             writer.close()
         else:
-            self._idle.append(connection)
+            self._idle.append((reader, writer))
         tokens = _TOKENS.search(body[-_TAIL:])
         timings = _TIMINGS.search(head)
         return Reply(
