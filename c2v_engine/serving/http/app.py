@@ -41,7 +41,7 @@ _NO_KEY = Problem(
     headers=(("WWW-Authenticate", "Bearer"),),
 )
 # A page of another origin may read these headers, and few others.
-_EXPOSED = ("X-Request-Id", "X-C2V-Shape", "X-C2V-Precision", "Retry-After")
+_EXPOSED = ("X-Request-Id", "X-C2V-Shape", "X-C2V-Precision", "Retry-After", "Server-Timing")
 
 
 def create_app(

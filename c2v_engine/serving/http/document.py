@@ -56,6 +56,10 @@ def embeddings_answer(model: Any) -> dict[int | str, Schema]:
             "uint8, binary or ubinary.",
             "content": {BINARY: {"schema": {"type": "string", "format": "binary"}}},
             "headers": {
+                "Server-Timing": {
+                    "description": "Milliseconds of the stages: tokenize, queue, compute.",
+                    "schema": {"type": "string"},
+                },
                 "X-C2V-Shape": {
                     "description": "texts,columns of raw numbers.",
                     "schema": {"type": "string", "pattern": "^[0-9]+,[0-9]+$"},

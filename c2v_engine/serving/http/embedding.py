@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
-from c2v_engine.serving.contract import EmbedOptions, EmbedResult
+from c2v_engine.serving.contract import EmbedOptions, EmbedResult, Timings
 from c2v_engine.serving.http.accept import BINARY, JSON, wanted_precision
 from c2v_engine.serving.http.access import notes_of
 from c2v_engine.serving.http.bodies import off_loop
@@ -52,16 +51,16 @@ async def embed_response(
     notes = notes_of(request.scope)
     notes.texts, notes.tokens = len(texts), int(result.tokens.sum())
     notes.timings = result.timings
+    headers = {"Server-Timing": server_timing(result.timings)}
     if precision is not None:
-        return _binary_response(result.embeddings, precision)
+        shape = ",".join(map(str, result.embeddings.shape))
+        headers |= {"X-C2V-Shape": shape, "X-C2V-Precision": precision}
+        return Response(raw_bytes(result.embeddings), media_type=BINARY, headers=headers)
     body = await off_loop(result.embeddings.size > _INLINE_NUMBERS, as_json, result)
-    return Response(body, media_type=JSON)
+    return Response(body, media_type=JSON, headers=headers)
 
 
-def _binary_response(embeddings: np.ndarray, precision: str) -> Response:
-    texts, columns = embeddings.shape
-    return Response(
-        raw_bytes(embeddings),
-        media_type=BINARY,
-        headers={"X-C2V-Shape": f"{texts},{columns}", "X-C2V-Precision": precision},
-    )
+def server_timing(timings: Timings) -> str:
+    """The stages of a request in milliseconds, as browsers and clients read them in a header."""
+    stages = ((name, getattr(timings, name)) for name in ("tokenize", "queue", "compute"))
+    return ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in stages)
