@@ -1,6 +1,6 @@
 """The server under load, against ``Causal2Vec.encode`` on the same texts in the same minutes.
 
-    python benchmarks/bench_serving.py --json benchmarks/results/serving-cpu.json    # 6 minutes
+    python benchmarks/bench_serving.py --json benchmarks/results/serving-cpu.json    # 7 minutes
     python benchmarks/bench_serving.py --seconds 5 --repeats 1                       # to try it
 
 ``c2v serve`` runs as a process; requests go over kept connections to /v1/embeddings, base64. Half

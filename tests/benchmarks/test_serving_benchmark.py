@@ -235,7 +235,7 @@ def test_a_short_run_gives_a_whole_result(tmp_path):
     result = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert result["least_cosine"] >= 0.999
     assert result["exit_status"] == 0
-    assert result["alone"]["latency_ms"]["count"] > 0
+    assert result["alone"]["latency_ms"]["count"] == result["alone"]["overhead_ms"]["count"] > 0
     [full], [offered] = result["saturated"], result["offered"]
     assert set(full["statuses"]) == {"200"}
     assert set(offered["statuses"]) <= {"200", "429"}
