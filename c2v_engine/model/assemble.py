@@ -26,6 +26,7 @@ from c2v_engine.model.config import (
 from c2v_engine.model.decoder_shape import DecoderShape
 from c2v_engine.model.encoder import EncoderShape, check_encoder_length
 from c2v_engine.model.lora import LoraAdapter
+from c2v_engine.model.modules_json import save_modules_json
 from c2v_engine.model.projector import PROJECTOR_NAME, projector_shapes
 from c2v_engine.model.template import CONTEXT, Template
 from c2v_engine.model.weights import WeightFolder
@@ -40,15 +41,26 @@ def copy_checkpoint(source: Path, config: Causal2VecConfig, target: Path) -> Non
     Raises:
         CheckpointError: the target holds something already, or can not be written.
     """
+    with _writing(target):
+        copy_checkpoint_files(source, config, target)
+
+
+def copy_checkpoint_files(source: Path, config: Causal2VecConfig, target: Path) -> None:
+    """Write a checkpoint's files into a directory that may hold others.
+
+    Raises:
+        CheckpointError: the source holds no weights.
+        OSError: a file can not be written.
+    """
     folders = [config.decoder.path, config.decoder.adapter]
     folders += [config.encoder.path] if config.encoder is not None else []
-    with _writing(target):
-        for folder in folders:
-            if folder is not None:
-                copy_model_files(source / folder, target / folder)
-        if config.projector is not None:
-            shutil.copyfile(source / PROJECTOR_NAME, target / PROJECTOR_NAME)
-        config.save(target)
+    for folder in folders:
+        if folder is not None:
+            copy_model_files(source / folder, target / folder)
+    if config.projector is not None:
+        shutil.copyfile(source / PROJECTOR_NAME, target / PROJECTOR_NAME)
+    config.save(target)
+    save_modules_json(config, target)
 
 
 def create_checkpoint(
@@ -148,6 +160,7 @@ def create_checkpoint(
                 _untrained(projector_shapes(projector, *sizes), seed), output / PROJECTOR_NAME
             )
         config.save(output)
+        save_modules_json(config, output)
     return output
 
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from c2v_engine.model.checkpoint import Checkpoint, LoadOptions, load_checkpoint
+from c2v_engine.model.checkpoint import (
+    Checkpoint,
+    CheckpointDescription,
+    LoadOptions,
+    load_described,
+)
 from c2v_engine.runtime.cuda_execution import CudaExecution
 from c2v_engine.runtime.execution import Execution, HostExecution
 from c2v_engine.runtime.options import default_batch_tokens
@@ -37,8 +42,20 @@ def open_pipeline(directory: str | Path, options: PipelineOptions) -> EmbeddingP
         CheckpointError: its files do not fit together.
         BackendError: a device, dtype or backend that can not be used here.
     """
-    checkpoint = load_checkpoint(directory, options.load)
-    description, context = checkpoint.description, checkpoint.model.context
+    return open_described(CheckpointDescription.read(directory), options)
+
+
+def open_described(
+    description: CheckpointDescription, options: PipelineOptions
+) -> EmbeddingPipeline:
+    """Load a checkpoint whose configs were read, and perhaps changed, and make its pipeline.
+
+    Raises:
+        CheckpointError: its files do not fit together, or the configs.
+        BackendError: a device, dtype or backend that can not be used here.
+    """
+    checkpoint = load_described(description, options.load)
+    context = checkpoint.model.context
     tokenizer = CheckpointTokenizer(
         description.config,
         description.directory,

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from c2v_engine.model.assemble import copy_model_files
 from c2v_engine.model.config import Causal2VecConfig
+from c2v_engine.model.modules_json import save_modules_json
 from c2v_engine.model.projector import PROJECTOR_NAME
 from c2v_engine.reference import Causal2VecReference
 
@@ -55,6 +56,7 @@ def save_checkpoint(
         if trained:
             _save_part(part, target / name, dtype)
     config.save(target)
+    save_modules_json(config, target)
     mask = os.umask(0)
     os.umask(mask)
     for path in target.rglob("*.safetensors"):  # safetensors leaves its files to their owner alone

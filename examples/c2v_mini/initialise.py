@@ -28,6 +28,7 @@ from tokenizers.trainers import BpeTrainer, WordPieceTrainer
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
 from c2v_engine.model.config import Causal2VecConfig, EncoderConfig, ProjectorConfig
+from c2v_engine.model.modules_json import save_modules_json
 
 CONSTANT = 4.0
 State = dict[str, torch.Tensor]
@@ -322,6 +323,7 @@ def write(directory: Path, pairs: dict[str, list[str]], learn_words: bool) -> No
             if (target / path).parent.is_dir() and (config.encoder or "projector" not in path):
                 save_file(values, target / path, metadata={"format": "pt"})
         config.save(target)
+        save_modules_json(config, target)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
