@@ -2,8 +2,8 @@
 
 A checkpoint's ``modules.json`` names ``Causal2VecModule``, which holds an engine. It makes the
 model that loads it a ``SentenceTransformer`` of this module, whose ``encode`` hands the engine many
-texts at a time, and what sentence-transformers would else do to finished vectors: cutting, normalising
-and quantising them.
+texts at a time, and what sentence-transformers would else do to finished vectors: cutting,
+normalising and quantising them.
 """
 
 from __future__ import annotations
@@ -26,15 +26,13 @@ from c2v_engine.errors import (
     MissingPackageError,
     TextError,
 )
-from c2v_engine.model.assemble import MODEL_FILES, copy_checkpoint_files
+from c2v_engine.model.assemble import replace_checkpoint
 from c2v_engine.model.checkpoint import CheckpointDescription, LoadOptions
-from c2v_engine.model.config import Causal2VecConfig
 from c2v_engine.model.fingerprint import checkpoint_fingerprint
 from c2v_engine.model.modules_json import (
+    config_with_settings,
     export_sentence_transformers,
     read_settings,
-    save_modules_json,
-    sentence_transformers_prompts,
 )
 from c2v_engine.runtime.opening import PipelineOptions, open_described
 from c2v_engine.runtime.ranges import RANGES_NAME, Ranges
@@ -55,6 +53,9 @@ Features = dict[str, Any]
 _OPTIONS = "engine_options"
 # Texts of one call of the engine, which sorts and packs so many together.
 _WINDOW_TEXTS = 8192
+# What is so where ``encode`` is not ours, and whose is.
+_LIMITS = "batches are as small as batch_size says, and truncate_dim cuts the joined vector"
+_OWN = f"{__name__}.SentenceTransformer"
 _QUANTISED = ("int8", "uint8", "binary", "ubinary")
 # Names that transformers has for attention, and ours.
 _ATTENTION = {f"flash_attention_{n}": f"flash_attn_{n}" for n in (2, 3, 4)}
@@ -140,15 +141,6 @@ class Causal2VecModule(InputModule):  # type: ignore[misc]
         )
         if directory is None:
             raise CheckpointError(f"{model_name_or_path}: no such directory or repository")
-        if not hasattr(InputModule, "on_model_ready"):
-            warnings.warn(
-                "sentence-transformers before 6.0 does not tell a module which model it is in: "
-                "batches are as small as batch_size says, and truncate_dim cuts the joined vector; "
-                "open the checkpoint by c2v_engine.integrations.sentence_transformers."
-                "SentenceTransformer, which does not have these limits",
-                UserWarning,
-                stacklevel=2,
-            )
         return cls(CheckpointDescription.read(directory), options)
 
     def on_model_ready(self, model: Any) -> None:
@@ -163,9 +155,8 @@ class Causal2VecModule(InputModule):  # type: ignore[misc]
             model.__class__ = SentenceTransformer
         elif not isinstance(model, SentenceTransformer):
             warnings.warn(
-                f"a {type(model).__name__} embeds in batches as small as batch_size says, and "
-                "truncate_dim cuts the joined vector; derive it from "
-                f"{SentenceTransformer.__module__}.SentenceTransformer",
+                f"{type(model).__name__} has an encode of its own, so {_LIMITS}; "
+                f"derive it from {_OWN}",
                 UserWarning,
                 stacklevel=2,
             )
@@ -248,6 +239,13 @@ class Causal2VecModule(InputModule):  # type: ignore[misc]
         """
         if self.training and torch.is_grad_enabled():
             raise BackendError("the engine computes no gradients: train with c2v train")
+        if engine_options is None and not hasattr(InputModule, "on_model_ready"):
+            warnings.warn(
+                "sentence-transformers before 6.0 does not tell a module which model it is in, so "
+                f"{_LIMITS}; open the checkpoint by {_OWN}",
+                UserWarning,
+                stacklevel=2,
+            )
         if "texts" not in features:
             found = ", ".join(features) or "nothing"
             raise InputError(f"features hold {found}, expected what preprocess gives")
@@ -320,16 +318,13 @@ class Causal2VecModule(InputModule):  # type: ignore[misc]
         if not safe_serialization:
             raise InputError("safe_serialization is False, the engine writes safetensors only")
         source, target = self._description.directory, Path(output_path)
-        config = _with_settings(self._description.config, read_settings(target))
-        if target.exists() and target.samefile(source):
-            config.save(target)
-            save_modules_json(config, target)
-            return
-        _remove_checkpoint(target)
-        copy_checkpoint_files(source, config, target)
+        config = config_with_settings(self._description.config, read_settings(target))
+        replace_checkpoint(source, config, target)
         ranges = Ranges.load(source)
         if ranges is not None:
             ranges.save(target)
+        else:
+            (target / RANGES_NAME).unlink(missing_ok=True)
 
 
 class SentenceTransformer(Base):  # type: ignore[misc]
@@ -413,27 +408,3 @@ def _pipeline_options(model_kwargs: Mapping[str, Any]) -> PipelineOptions:
     return PipelineOptions(
         load, bool(given.get("share_prompts", True)), bool(given.get("cuda_graphs", True))
     )
-
-
-def _with_settings(config: Causal2VecConfig, settings: Mapping[str, Any]) -> Causal2VecConfig:
-    """The config with the prompts that sentence-transformers saves, where they are others."""
-    ours = sentence_transformers_prompts(config), config.default_prompt_name
-    theirs = settings.get("prompts", ours[0]), settings.get("default_prompt_name", ours[1])
-    if theirs == ours:
-        return config
-    return replace(config, prompts=theirs[0], default_prompt_name=theirs[1])
-
-
-def _remove_checkpoint(directory: Path) -> None:
-    """Remove the model files of a checkpoint, so that none is left beside those written next."""
-    try:
-        config = Causal2VecConfig.load(directory)
-    except ValueError:
-        return
-    folders = [config.decoder.path, config.decoder.adapter]
-    folders += [config.encoder.path] if config.encoder is not None else []
-    for folder in filter(None, folders):
-        for pattern in MODEL_FILES:
-            for path in (directory / folder).glob(pattern):
-                path.unlink()
-    (directory / RANGES_NAME).unlink(missing_ok=True)

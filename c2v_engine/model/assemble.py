@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from c2v_engine.errors import CheckpointError, ConfigError
 from c2v_engine.model.checkpoint import load_transformers_config
 from c2v_engine.model.config import (
+    CONFIG_NAME,
     AttentionMode,
     Causal2VecConfig,
     DecoderConfig,
@@ -42,25 +43,44 @@ def copy_checkpoint(source: Path, config: Causal2VecConfig, target: Path) -> Non
         CheckpointError: the target holds something already, or can not be written.
     """
     with _writing(target):
-        copy_checkpoint_files(source, config, target)
+        _copy_files(source, config, target)
 
 
-def copy_checkpoint_files(source: Path, config: Causal2VecConfig, target: Path) -> None:
-    """Write a checkpoint's files into a directory that may hold others.
+def replace_checkpoint(source: Path, config: Causal2VecConfig, target: Path) -> None:
+    """Write a checkpoint's files into a directory that may hold others, or be its own.
+
+    Model files of a checkpoint that is there are removed first.
 
     Raises:
-        CheckpointError: the source holds no weights.
+        CheckpointError: the source holds no weights, or ``modules.json`` of another model is there.
         OSError: a file can not be written.
     """
-    folders = [config.decoder.path, config.decoder.adapter]
-    folders += [config.encoder.path] if config.encoder is not None else []
-    for folder in folders:
-        if folder is not None:
-            copy_model_files(source / folder, target / folder)
+    target.mkdir(parents=True, exist_ok=True)
+    if target.samefile(source):
+        config.save(target)
+        save_modules_json(config, target)
+        return
+    if (target / CONFIG_NAME).exists():
+        for folder in _folders(Causal2VecConfig.load(target)):
+            for path in _model_files(target / folder):
+                path.unlink()
+    _copy_files(source, config, target)
+
+
+def _copy_files(source: Path, config: Causal2VecConfig, target: Path) -> None:
+    for folder in _folders(config):
+        copy_model_files(source / folder, target / folder)
     if config.projector is not None:
         shutil.copyfile(source / PROJECTOR_NAME, target / PROJECTOR_NAME)
     config.save(target)
     save_modules_json(config, target)
+
+
+def _folders(config: Causal2VecConfig) -> list[str]:
+    """Of a checkpoint: the decoder's, its adapter's, the encoder's, where it has them."""
+    encoder = None if config.encoder is None else config.encoder.path
+    folders = [config.decoder.path, config.decoder.adapter, encoder]
+    return [folder for folder in folders if folder is not None]
 
 
 def create_checkpoint(
@@ -222,7 +242,7 @@ def copy_model_files(source: Path, target: Path, weights: bool = True) -> None:
     Raises:
         CheckpointError: the source holds no weights, such as one that was deleted after loading.
     """
-    files = [path for pattern in MODEL_FILES for path in sorted(source.glob(pattern))]
+    files = _model_files(source)
     if not any(path.suffix == ".safetensors" for path in files):
         raise CheckpointError(f"{source}: holds no weights to copy")
     target.mkdir(parents=True, exist_ok=True)
@@ -230,3 +250,7 @@ def copy_model_files(source: Path, target: Path, weights: bool = True) -> None:
         if not weights and (".safetensors" in path.name):
             continue
         shutil.copyfile(path, target / path.name)
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return [path for pattern in MODEL_FILES for path in sorted(folder.glob(pattern))]

@@ -8,6 +8,8 @@ a checkpoint's fingerprint.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,21 @@ def save_modules_json(config: Causal2VecConfig, directory: Path) -> list[Path]:
     _write(modules_path, [module])
     _write(settings_path, settings)
     return [modules_path, settings_path]
+
+
+def config_with_settings(config: Causal2VecConfig, settings: Mapping[str, Any]) -> Causal2VecConfig:
+    """A checkpoint's config with the prompts of sentence-transformers' settings.
+
+    Those that stand there for want of others leave it as it is.
+
+    Raises:
+        ConfigError: a prompt is not text.
+    """
+    ours = sentence_transformers_prompts(config), config.default_prompt_name
+    theirs = settings.get("prompts", ours[0]), settings.get("default_prompt_name", ours[1])
+    if theirs == ours:
+        return config
+    return replace(config, prompts=theirs[0], default_prompt_name=theirs[1])
 
 
 def export_sentence_transformers(directory: str | Path) -> list[Path]:
