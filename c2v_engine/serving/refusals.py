@@ -21,8 +21,11 @@ class OverloadedError(C2VError):
     """
 
     def __init__(self, message: str, retry_after: int) -> None:
-        super().__init__(message)
+        super().__init__(message, retry_after)
         self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class UnavailableError(C2VError):
@@ -33,8 +36,11 @@ class UnavailableError(C2VError):
     """
 
     def __init__(self, message: str, retry_after: int | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message, retry_after)
         self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class TimedOutError(C2VError):
