@@ -83,7 +83,7 @@ class Embedder:
         threads: int | None = None,
     ) -> None:
         _check_options(on_error, precision)
-        _limit_threads(threads)
+        limit_threads(threads)
         from c2v_engine import Causal2Vec
 
         self._engine = Causal2Vec.from_pretrained(
@@ -299,7 +299,7 @@ def _check_options(on_error: str, precision: str) -> None:
         raise InputError("precision is 'bfloat16', which Arrow has not: use float16 or float32")
 
 
-def _limit_threads(threads: int | None) -> None:
+def limit_threads(threads: int | None) -> None:
     """Use the threads that Ray has set OMP_NUM_THREADS to, the CPUs of the actor, or as given.
 
     The tokenizers' own threads have no other limit than this variable, which they read once.

@@ -111,7 +111,7 @@ def test_an_actor_s_threads_are_its_cpus_or_as_given(monkeypatch, given, stated,
     monkeypatch.setenv("OMP_NUM_THREADS", stated)  # which Ray does
     monkeypatch.setenv("RAYON_NUM_THREADS", "")
     try:
-        module._limit_threads(given)
+        module.limit_threads(given)
         assert torch.get_num_threads() == int(expected)
         assert os.environ["RAYON_NUM_THREADS"] == expected
     finally:
