@@ -4,7 +4,17 @@ A file holds the commands of one subject and registers them with ``app`` when it
 Everything heavy is imported inside the commands, so that ``c2v --help`` answers at once.
 """
 
-from c2v_engine.cli import corpora, encoding, evaluation, mining, models, search, serve, training
+from c2v_engine.cli import (
+    corpora,
+    encoding,
+    evaluation,
+    export,
+    mining,
+    models,
+    search,
+    serve,
+    training,
+)
 from c2v_engine.cli.app import app, main
 
 __all__ = [
@@ -12,6 +22,7 @@ __all__ = [
     "corpora",
     "encoding",
     "evaluation",
+    "export",
     "main",
     "mining",
     "models",
