@@ -41,6 +41,8 @@ _LINGER = 0.5
 _KEEP_ALIVE = 75
 # Beside tensor operations that run for long, a thread that wants the interpreter waits no more.
 _SWITCH_SECONDS = 0.001
+_ANSWERED = "ended: all that was accepted is answered"
+_NOT_ANSWERED = "ended: some of what was accepted is not answered"
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,12 @@ def serve(engine: EngineSpec, http: dict[str, object], options: ServerOptions) -
         service = EmbeddingService(model, options.service)
         names = options.names or (Path(service.name).name,)
         http_options = HttpOptions(model_names=names, **http)  # type: ignore[arg-type]
-        with _listeners(service, options) as (metrics, listeners):
+        with _listeners(service, options) as (metrics, log, listeners):
             watching = watch_router(
                 service, metrics, model=names[0], needs_key=bool(http_options.api_keys)
             )
             app = create_app(service, http_options, listeners=listeners, routers=[watching])
-            server = _Server(app, options, service)
+            server = _Server(app, options, service, log)
             port = listener.getsockname()[1]
             host = f"[{options.host}]" if ":" in options.host else options.host
             server.say(f"{names[0]} at http://{host}:{port}, warming up")
@@ -122,9 +124,10 @@ def serve(engine: EngineSpec, http: dict[str, object], options: ServerOptions) -
                 server.run(sockets=[listener])
             finally:
                 service.close()
+            if server.failure is None:
+                server.say(_ANSWERED if server.whole else _NOT_ANSWERED)
     if server.failure is not None:
         raise server.failure
-    server.say("all that was accepted is answered" if server.whole else "some was not answered")
     return 0 if server.whole else 1
 
 
@@ -144,14 +147,16 @@ def _bind(host: str, port: int) -> socket.socket:
 @contextlib.contextmanager
 def _listeners(
     service: EmbeddingService, options: ServerOptions
-) -> Iterator[tuple[Metrics, Sequence[RequestListener]]]:
+) -> Iterator[tuple[Metrics, AccessLog | None, Sequence[RequestListener]]]:
     metrics = Metrics(service)
     service.add_observer(metrics)
     listeners: list[RequestListener] = [metrics]
+    log = None
     with contextlib.ExitStack() as stack:
         if options.log_format is not None:
             log = AccessLog(options.log_format)
             stack.callback(log.close)
+            service.add_observer(log)
             listeners.append(log)
         if options.tracing:
             from c2v_engine.serving.watch.tracing import Tracing
@@ -159,7 +164,7 @@ def _listeners(
             tracing = Tracing.from_environment()
             stack.callback(tracing.close)
             listeners.append(tracing)
-        yield metrics, listeners
+        yield metrics, log, listeners
 
 
 class _Server(uvicorn.Server):
@@ -171,13 +176,20 @@ class _Server(uvicorn.Server):
         app: to serve.
         options: of the server.
         service: behind the app.
+        log: is told when the server begins and ends.
 
     Attributes:
         whole: whether all that was accepted is answered.
         failure: why the model could not be warmed up.
     """
 
-    def __init__(self, app: FastAPI, options: ServerOptions, service: EmbeddingService) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        options: ServerOptions,
+        service: EmbeddingService,
+        log: AccessLog | None,
+    ) -> None:
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -192,15 +204,14 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.whole = True
         self.failure: Exception | None = None
-        self._options = options
         self._service = service
+        self._log = log
         self._warming = threading.Thread(target=self._warm_up, name="c2v-warm-up", daemon=True)
 
     def say(self, line: str) -> None:
-        """Tell the operator, where logs are for people."""
-        if self._options.log_format == "text" and sys.stderr is not None:
-            with contextlib.suppress(OSError):  # nobody reads it any more: no reason to end
-                print(f"c2v serve: {line}", file=sys.stderr, flush=True)
+        """Tell the operator."""
+        if self._log is not None:
+            self._log.event(f"c2v serve: {line}")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then warm up while the port says so."""

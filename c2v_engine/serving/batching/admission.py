@@ -81,7 +81,9 @@ class Admission:
             )
         full = waiting + tokens > self.capacity
         speed = self.speed.tokens_per_second
-        late = speed is not None and waiting / speed > self._timeout
+        # A large request waits for small ones that come after it, too: with as much of them as of
+        # itself, twice as long.
+        late = speed is not None and 2 * waiting / speed > self._timeout
         if full or late:
             raise OverloadedError(
                 f"{waiting} tokens wait already, too many to take more: ask again later",

@@ -1,4 +1,4 @@
-"""One line for each request after it ended, for people or for machines."""
+"""One line for each request after it ended and for each event, for people or for machines."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict
 from datetime import datetime, timezone
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, NamedTuple, TextIO
 
 from c2v_engine.errors import ConfigError, MissingPackageError
+from c2v_engine.serving.contract import BatchReport
 from c2v_engine.serving.watch.watched import QUIET_ROUTES, RequestRecord, is_quiet
 
 try:
@@ -24,13 +25,25 @@ except ImportError as error:
 
 LogFormat = Literal["text", "json"]
 
+Level = Literal["info", "error"]
+
 _CLIENT_LEFT = 499
 _MOST_CHARACTERS = 200
 _LINES_A_WRITE = 256
 
 
+class _Event(NamedTuple):
+    """Something that is no request."""
+
+    level: Level
+    message: str
+
+
+_Entry = tuple[float, RequestRecord | _Event]
+
+
 class AccessLog:
-    """Is told of every request, and writes it in a thread of its own.
+    """Is told of every request and event, and writes them in a thread of its own.
 
     It never waits: where the stream does not take lines as fast as requests end, lines are left
     out, and a later line says how many. A stream that was closed stops nothing either. No line
@@ -61,10 +74,12 @@ class AccessLog:
         if format not in _FORMATS:
             raise ConfigError(f"log format is {format!r}, expected {' or '.join(_FORMATS)}")
         self.dropped = 0
-        self._line, self._gap = _FORMATS[format]
+        self._line, self._gap, self._event_line = _FORMATS[format]
         self._quiet_routes = frozenset(quiet_routes)
         self._sink = _open(sys.stderr if stream is None else stream)
-        self._waiting: queue.Queue[tuple[float, RequestRecord] | None] = queue.Queue(capacity)
+        self._waiting: queue.Queue[tuple[float, RequestRecord | _Event] | None] = queue.Queue(
+            capacity
+        )
         self._said = 0
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._write_all, name="access-log", daemon=True)
@@ -72,12 +87,19 @@ class AccessLog:
 
     def request(self, record: RequestRecord) -> None:
         """A request ended."""
-        if is_quiet(record, self._quiet_routes):
-            return
-        try:
-            self._waiting.put_nowait((time.time(), record))
-        except queue.Full:
-            self._drop(1)
+        if not is_quiet(record, self._quiet_routes):
+            self._put(record)
+
+    def event(self, message: str, level: Level = "info") -> None:
+        """Something happened that is no request, such as a start."""
+        self._put(_Event(level, message))
+
+    def batch(self, report: BatchReport) -> None:
+        """A batch was computed: no line says so."""
+
+    def failure(self, reason: str) -> None:
+        """The model failed, or its numbers were not finite."""
+        self.event(f"the model failed: {reason}", "error")
 
     def close(self, timeout: float = 2.0) -> None:
         """Write what waits, for at most ``timeout`` seconds: a blocked stream stops no shutdown."""
@@ -97,10 +119,21 @@ class AccessLog:
             self._write([entry for entry in waiting if entry is not None])
         self._sink.close()
 
-    def _write(self, entries: list[tuple[float, RequestRecord]]) -> None:
+    def _put(self, entry: RequestRecord | _Event) -> None:
+        try:
+            self._waiting.put_nowait((time.time(), entry))
+        except queue.Full:
+            self._drop(1)
+
+    def _line_of(self, moment: float, entry: RequestRecord | _Event) -> bytes:
+        if isinstance(entry, _Event):
+            return self._event_line(moment, entry)
+        return self._line(moment, entry)
+
+    def _write(self, entries: list[_Entry]) -> None:
         dropped = self.dropped
         try:
-            lines = [self._line(moment, record) for moment, record in entries]
+            lines = [self._line_of(moment, entry) for moment, entry in entries]
             if dropped > self._said:
                 lines.insert(0, self._gap(time.time(), dropped - self._said))
             if lines:
@@ -175,11 +208,20 @@ def _text_gap(moment: float, lines: int) -> bytes:
     return f"{_utc(moment)} warning {lines} lines of this log were dropped".encode()
 
 
+def _json_event(moment: float, event: _Event) -> bytes:
+    fields = {"time": _utc(moment), "level": event.level, "message": event.message}
+    return orjson.dumps(fields)
+
+
+def _text_event(moment: float, event: _Event) -> bytes:
+    return f"{_utc(moment)} {event.level:7} {' '.join(event.message.split())}".encode()
+
+
 _Line = Callable[[float, RequestRecord], bytes]
 _Gap = Callable[[float, int], bytes]
-_FORMATS: dict[str, tuple[_Line, _Gap]] = {
-    "text": (_text_line, _text_gap),
-    "json": (_json_line, _json_gap),
+_FORMATS: dict[str, tuple[_Line, _Gap, Callable[[float, _Event], bytes]]] = {
+    "text": (_text_line, _text_gap, _text_event),
+    "json": (_json_line, _json_gap, _json_event),
 }
 
 

@@ -22,7 +22,7 @@ def test_what_never_fits_is_another_mistake():
 
 
 def test_what_could_not_be_done_in_time_is_refused_at_once():
-    admission = Admission(10_000, 5, 10)
+    admission = Admission(10_000, 10, 10)
     admission.speed.add(100, 0.0, 1.0)
     admission.check(1, 500)
     with pytest.raises(OverloadedError) as caught:
