@@ -21,11 +21,17 @@ def served():
     from c2v_engine.serving.http.app import create_app
     from c2v_engine.serving.http.options import HttpOptions
     from c2v_engine.serving.service import EmbeddingService
+    from c2v_engine.serving.watch.metrics import Metrics
+    from c2v_engine.serving.watch.status import watch_router
 
     service = EmbeddingService(Causal2Vec.from_pretrained(deterministic=True))
     service.warm_up()
+    metrics = Metrics(service)
+    service.add_observer(metrics)
     # A body that stalls is given up soon, for the tests that have one.
     options = HttpOptions(("default", "text-embedding-3-small"), body_seconds=1.0)
-    with running(create_app(service, options)) as url:
+    watching = watch_router(service, metrics, model="default", needs_key=False)
+    app = create_app(service, options, listeners=[metrics], routers=[watching])
+    with running(app) as url:
         yield Served(url, service)
     service.close()

@@ -25,6 +25,7 @@ from c2v_engine.serving.http.errors import (
     problem_response,
 )
 from c2v_engine.serving.http.health import add_health_routes
+from c2v_engine.serving.http.methods import answer_method
 from c2v_engine.serving.http.openai import add_openai_routes
 from c2v_engine.serving.http.options import HttpOptions
 from c2v_engine.serving.http.tei import add_tei_routes
@@ -75,10 +76,12 @@ def create_app(
     add_openai_routes(app, service, options)
     add_tei_routes(app, service, options)
     add_health_routes(app, service)
+    routes = [*app.routes, *(route for router in routers for route in router.routes)]
     for router in routers:
         app.include_router(router)
     app.add_exception_handler(C2VError, answer_error)
     app.add_exception_handler(HTTPException, answer_error)
+    app.add_exception_handler(405, answer_method(routes))
     app.add_exception_handler(ClientLeftError, answer_nobody)
     write_openapi(app, guarded=bool(options.api_keys))
     # The last one added stands outermost.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from c2v_engine._version import __version__
@@ -18,7 +18,7 @@ try:
 except ImportError as error:
     raise MissingPackageError("fastapi", "serve") from error
 
-_METHODS = ["GET", "HEAD"]
+_METRICS_MEDIA = ("text/plain", "application/openmetrics-text")
 _NOT_KEPT = {"Cache-Control": "no-store"}
 
 
@@ -38,27 +38,53 @@ def watch_router(
         needs_key: whether requests for embeddings need a key, so that the page asks for it.
 
     Returns:
-        A router with ``/metrics``, ``/status`` and ``/``, which are not in the OpenAPI document.
+        A router with ``/metrics``, ``/status`` and ``/``.
     """
-    router = APIRouter(include_in_schema=False)
+    router = APIRouter(tags=["watching"])
     page = load_page()
     name = service.name if model is None else model
 
-    @router.api_route("/metrics", methods=_METHODS)
     async def read_metrics(request: Request) -> Response:
         body, content_type = metrics.exposition(request.headers.get("accept", ""))
         return Response(body, headers={**_NOT_KEPT, "Content-Type": content_type})
 
-    @router.api_route("/status", methods=_METHODS)
     async def read_status() -> Response:
         body = orjson.dumps(make_status(service, metrics.recent, name, needs_key))
         return Response(body, media_type="application/json", headers=_NOT_KEPT)
 
-    @router.api_route("/", methods=_METHODS)
     async def read_page() -> Response:
         return Response(page.body, media_type="text/html", headers=dict(page.headers))
 
+    _add(router, "/metrics", read_metrics, "Metrics for Prometheus", *_METRICS_MEDIA)
+    _add(router, "/status", read_status, "How it goes", "application/json")
+    _add(router, "/", read_page, "A page that shows how it goes", "text/html")
     return router
+
+
+def _add(
+    router: APIRouter,
+    path: str,
+    endpoint: Callable[..., Awaitable[Response]],
+    summary: str,
+    *media: str,
+) -> None:
+    """A route of some media types, and its head alone; each is an operation of the document."""
+    body = {"type": "object" if media == ("application/json",) else "string"}
+    answers: dict[str, dict[str, Any]] = {
+        "GET": {"content": {kind: {"schema": body} for kind in media}},
+        "HEAD": {},
+    }
+    for method, answer in answers.items():
+        router.add_api_route(
+            path,
+            endpoint,
+            methods=[method],
+            operation_id=f"{endpoint.__name__}_{method.lower()}",
+            summary=summary if method == "GET" else f"{summary}: the head alone",
+            response_class=Response,
+            response_model=None,
+            responses={200: {"description": "It is always there.", **answer}},
+        )
 
 
 def make_status(

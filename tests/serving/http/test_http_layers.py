@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fastapi import APIRouter, Response
 from starlette.testclient import TestClient
 
 from c2v_engine.errors import InputError, TextError
@@ -226,6 +227,20 @@ def test_listeners_are_told_of_a_request(client, records):
     assert record.bytes_out == len(answer.content)
     assert record.traceparent == "00-ab-cd-01"
     assert 0 < record.seconds < 60
+
+
+def test_a_method_that_a_path_does_not_take_is_told_those_it_takes(service):
+    router = APIRouter()
+
+    @router.get("/")
+    def page():
+        return Response("a page")
+
+    client = TestClient(create_app(service, HttpOptions(("fake",)), routers=[router]))
+    assert client.get("/").text == "a page"
+    for path, allowed in (("/", "GET, POST"), ("/embed", "POST"), ("/v1/models/fake", "GET")):
+        answer = client.delete(path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
 
 
 def test_routes_are_told_by_their_template(client, records):

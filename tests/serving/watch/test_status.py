@@ -85,5 +85,7 @@ def test_what_watches_may_ask_for_the_head_alone(client, path):
     assert client.post(path).status_code == 405
 
 
-def test_they_are_not_in_the_openapi_document(client):
-    assert client.get("/openapi.json").json()["paths"] == {}
+def test_they_are_in_the_openapi_document(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    assert paths.keys() == {"/", "/metrics", "/status"}
+    assert all(operations.keys() == {"get", "head"} for operations in paths.values())
