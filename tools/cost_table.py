@@ -150,20 +150,21 @@ def rounded(value: float) -> str:
     return f"{round(value / scale) * scale:,}" if scale > 1 else f"{value:,.{digits}f}"
 
 
-def put_into(page: str, table: str) -> str:
+def put_into(page: str, table: str, begin_mark: str = BEGIN) -> str:
     """Put the table into the page.
 
     Args:
         page: the text, with the two marks.
         table: in Markdown.
+        begin_mark: the first of them.
 
     Raises:
         ValueError: a mark is missing.
     """
-    before, begin, rest = page.partition(f"{BEGIN}\n")
+    before, begin, rest = page.partition(f"{begin_mark}\n")
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"the page has no {END if begin else BEGIN}")
+        raise ValueError(f"the page has no {END if begin else begin_mark}")
     return f"{before}{begin}\n{table}\n{end}{after}"
 
 
