@@ -56,6 +56,7 @@ _WINDOW_TEXTS = 8192
 # What is so where ``encode`` is not ours, and whose is.
 _LIMITS = "batches are as small as batch_size says, and truncate_dim cuts the joined vector"
 _OWN = f"{__name__}.SentenceTransformer"
+_HAS_HOOK = hasattr(InputModule, "on_model_ready")  # since release 6.0
 _QUANTISED = ("int8", "uint8", "binary", "ubinary")
 # Names that transformers has for attention, and ours.
 _ATTENTION = {f"flash_attention_{n}": f"flash_attn_{n}" for n in (2, 3, 4)}
@@ -239,7 +240,7 @@ class Causal2VecModule(InputModule):  # type: ignore[misc]
         """
         if self.training and torch.is_grad_enabled():
             raise BackendError("the engine computes no gradients: train with c2v train")
-        if engine_options is None and not hasattr(InputModule, "on_model_ready"):
+        if engine_options is None and not _HAS_HOOK:
             warnings.warn(
                 "sentence-transformers before 6.0 does not tell a module which model it is in, so "
                 f"{_LIMITS}; open the checkpoint by {_OWN}",
@@ -332,6 +333,11 @@ class SentenceTransformer(Base):  # type: ignore[misc]
 
     It has the name of its base class, which sentence-transformers writes into what it saves.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not _HAS_HOOK and isinstance(self[0], Causal2VecModule):
+            self[0].on_model_ready(self)
 
     def encode(self, *args: Any, **kwargs: Any) -> Any:
         """Embed texts: see ``SentenceTransformer.encode``.
