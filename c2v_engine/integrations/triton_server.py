@@ -117,15 +117,11 @@ def export_triton(
         InputError: options that do not fit it.
         OutputError: the repository has such a model already, or it can not be written.
     """
-    from c2v_engine.engine import default_model_path
+    from c2v_engine.integrations.contextual import checkpoint_directory
     from c2v_engine.model.checkpoint import CheckpointDescription
-    from c2v_engine.runtime.hub import fetch_checkpoint
 
     options = TritonOptions() if options is None else options
-    directory = default_model_path() if model is None else Path(model)
-    if model is not None and not directory.is_dir():
-        directory = fetch_checkpoint(str(model))
-    description = CheckpointDescription.read(directory)
+    description = CheckpointDescription.read(checkpoint_directory(model))
     name = options.name or _name(model)
     if name.startswith(".") or name != Path(name).name:
         raise InputError(f"name is {name!r}, expected that of a folder")

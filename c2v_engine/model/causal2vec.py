@@ -32,6 +32,34 @@ class ContextModel:
     attention: AttentionBackend
     projector: Projector
 
+    def tokens(self, batch: PackedBatch, rounding: Rounding) -> torch.Tensor:
+        """The contextual tokens of a batch.
+
+        Args:
+            batch: on the model's device.
+            rounding: of row counts.
+
+        Returns:
+            ``[texts, d]``, and some rows more (see ``rounding``).
+        """
+        pooled: torch.Tensor | None = None
+        for part in batch.encoder:
+            states = self.encoder.forward(part.sequences, self.attention)
+            last = part is batch.encoder[-1]
+            with stage("encoder.pool"):
+                pooled = segment_pool(
+                    states,
+                    part.offsets,
+                    rows=part.rows,
+                    partial=pooled,
+                    counts=batch.encoder_counts if last else None,
+                    validate=False,  # the packing made the offsets; reading them would wait
+                )
+        assert pooled is not None
+        missing = rounding.pooled(len(pooled)) - len(pooled)
+        with stage("projector"):
+            return self.projector.forward(F.pad(pooled, (0, 0, 0, missing)))
+
 
 class PackedCausal2Vec:
     """From packed token ids to embeddings (arXiv 2507.23386).
@@ -156,7 +184,7 @@ class PackedCausal2Vec:
             Embeddings ``[texts, segments * keep]`` (or packed bits), and float32 norms ``[texts]``,
             which are not finite where a text's embedding is not.
         """
-        contextual = None if self.context is None else self._contextual_tokens(self.context, batch)
+        contextual = None if self.context is None else self.context.tokens(batch, self.rounding)
         with stage("embed"):
             hidden_states = self.decoder.embed(batch.decoder.token_ids, contextual)
         hidden_states = self.decoder.forward(
@@ -177,23 +205,3 @@ class PackedCausal2Vec:
                 self.config.segments,
                 output,
             )
-
-    def _contextual_tokens(self, context: ContextModel, batch: PackedBatch) -> torch.Tensor:
-        """``[texts, d]``, and some rows more (see ``rounding``)."""
-        pooled: torch.Tensor | None = None
-        for part in batch.encoder:
-            states = context.encoder.forward(part.sequences, context.attention)
-            last = part is batch.encoder[-1]
-            with stage("encoder.pool"):
-                pooled = segment_pool(
-                    states,
-                    part.offsets,
-                    rows=part.rows,
-                    partial=pooled,
-                    counts=batch.encoder_counts if last else None,
-                    validate=False,  # the packing made the offsets; reading them would wait
-                )
-        assert pooled is not None
-        missing = self.rounding.pooled(len(pooled)) - len(pooled)
-        with stage("projector"):
-            return context.projector.forward(F.pad(pooled, (0, 0, 0, missing)))

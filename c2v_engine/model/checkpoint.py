@@ -191,7 +191,7 @@ def _load_model(
     backend = _attention(options, placement, shape.head_dim, group)
     context = None
     if config.encoder is not None:
-        context = _load_context(description, placement, options, open_weights)
+        context = load_context(description, placement, options, open_weights)
     return PackedCausal2Vec(config, decoder, backend, context, placement.rounding)
 
 
@@ -208,12 +208,24 @@ def _attention(
     )
 
 
-def _load_context(
+def load_context(
     description: CheckpointDescription,
     placement: Placement,
     options: LoadOptions,
-    open_weights: WeightOpener,
+    open_weights: WeightOpener = WeightFolder,
 ) -> ContextModel:
+    """Build what makes the contextual token, of a checkpoint that has an encoder.
+
+    Args:
+        description: what the checkpoint says of itself.
+        placement: where it computes.
+        options: how it is opened.
+        open_weights: gives its weights; by default as they lie there.
+
+    Raises:
+        CheckpointError: weights or folders do not fit the description.
+        BackendError: an attention backend that can not be used here.
+    """
     config, directory = description.config, description.directory
     assert config.encoder is not None
     assert config.projector is not None
