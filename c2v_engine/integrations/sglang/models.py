@@ -6,22 +6,23 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812  (its customary name)
 from sglang.srt.layers.pooler import EmbeddingPoolerOutput  # type: ignore[import-not-found]
 from sglang.srt.models.llama import LlamaForCausalLM  # type: ignore[import-not-found]
 from sglang.srt.models.mistral import MistralForCausalLM  # type: ignore[import-not-found]
 from sglang.srt.models.qwen2 import Qwen2ForCausalLM  # type: ignore[import-not-found]
 from sglang.srt.models.qwen3 import Qwen3ForCausalLM  # type: ignore[import-not-found]
 
+from c2v_engine.integrations.sglang.pooling import pool_sequences
+
 _BASE = "model."
 _HEAD = "lm_head."
 
 
 class ContextualPooler(torch.nn.Module):
-    """Joins the overridden row of each sequence and its last to one vector, and normalises that.
+    """Joins the overridden row of each sequence and its last; see ``pool_sequences``.
 
     Args:
-        normalize: whether it does.
+        normalize: whether the joined vector is normalised.
     """
 
     def __init__(self, normalize: bool) -> None:
@@ -38,25 +39,15 @@ class ContextualPooler(torch.nn.Module):
         Returns:
             An ``EmbeddingPoolerOutput`` with a vector of each sequence.
         """
-        ends = torch.cumsum(forward_batch.extend_seq_lens, dim=0)
-        # A sequence without an override, as in the server's trial runs, has its first row taken.
-        rows = ends - forward_batch.extend_seq_lens
-        replaced = forward_batch.replace_positions
-        if replaced is not None:
-            rows = rows.index_copy(0, torch.searchsorted(ends, replaced, right=True), replaced)
-        pooled = torch.stack([hidden_states[rows], hidden_states[ends - 1]], dim=1).float()
-        dimensions = forward_batch.dimensions or [None] * len(pooled)
-        keeps = [pooled.shape[2] if d is None else d // 2 for d in dimensions]
-        if len(set(keeps)) == 1:
-            return EmbeddingPoolerOutput(embeddings=self._joined(pooled[..., : keeps[0]]))
-        parts = zip(pooled.split(1), keeps, strict=True)
         return EmbeddingPoolerOutput(
-            embeddings=[self._joined(one[..., :keep])[0] for one, keep in parts]
+            embeddings=pool_sequences(
+                hidden_states,
+                forward_batch.extend_seq_lens,
+                forward_batch.replace_positions,
+                forward_batch.dimensions,
+                normalize=self.normalize,
+            )
         )
-
-    def _joined(self, pooled: torch.Tensor) -> torch.Tensor:
-        embeddings = pooled.flatten(1)
-        return F.normalize(embeddings, dim=1) if self.normalize else embeddings
 
 
 class _Contextual:

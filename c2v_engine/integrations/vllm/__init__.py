@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from c2v_engine.errors import MissingPackageError
 from c2v_engine.integrations.contextual import ContextualInputs, describe_plain
 from c2v_engine.runtime.options import resolve_keep, resolve_normalize
 
@@ -93,8 +94,12 @@ def vllm_requests(
     Raises:
         TextError: a text that can not be embedded, named by its row.
         InputError: options that can not be.
+        MissingPackageError: vLLM is not installed.
     """
-    from vllm import PoolingParams
+    try:
+        from vllm import PoolingParams
+    except ImportError as error:
+        raise MissingPackageError("vllm", "vllm") from error
 
     config = inputs.config
     width = inputs.description.decoder_shape.hidden_size

@@ -6,7 +6,6 @@ from collections.abc import Set
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812  (its customary name)
 from vllm.model_executor.layers.pooler import Pooler  # type: ignore[import-not-found]
 from vllm.model_executor.models.adapters import (  # type: ignore[import-not-found]
     as_embedding_model,
@@ -16,14 +15,11 @@ from vllm.model_executor.models.mistral import MistralForCausalLM  # type: ignor
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM  # type: ignore[import-not-found]
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM  # type: ignore[import-not-found]
 
+from c2v_engine.integrations.vllm.pooling import pool_prompts
+
 
 class ContextualPooler(Pooler):  # type: ignore[misc]
-    """Joins the pooled rows of each prompt to one vector, and normalises that.
-
-    ``PoolingParams.extra_kwargs`` says which: ``pooled``, a list of ``[start, end]``, and ``keep``,
-    how many dimensions of each stay. Without it, as in vLLM's trial runs, it is the first row and
-    the last.
-    """
+    """Joins the rows that ``PoolingParams.extra_kwargs`` names; see ``pool_prompts``."""
 
     def get_supported_tasks(self) -> Set[Any]:
         """Embedding texts, and no other."""
@@ -44,46 +40,46 @@ class ContextualPooler(Pooler):  # type: ignore[misc]
         """
         cursor = pooling_metadata.get_pooling_cursor()
         if cursor.is_partial_prefill():
-            raise RuntimeError("rows of a prompt are missing: serve with enable_chunked_prefill=0")
-        embeddings = []
-        lengths = cursor.num_scheduled_tokens_cpu.tolist()
-        for states, parameters in zip(
-            hidden_states.split(lengths), pooling_metadata.pooling_params, strict=True
-        ):
-            extra = parameters.extra_kwargs or {}
-            pooled = extra.get("pooled", [[0, 1], [len(states) - 1, len(states)]])
-            keep = extra.get("keep", states.shape[1])
-            parts = [states[start:end, :keep].float().mean(dim=0) for start, end in pooled]
-            embedding = torch.cat(parts)
-            if parameters.use_activation is not False:
-                embedding = F.normalize(embedding, dim=0)
-            embeddings.append(embedding)
-        return embeddings
+            raise RuntimeError(
+                "rows of a prompt are missing: contextual pooling needs "
+                "enable_chunked_prefill=False and enable_prefix_caching=False"
+            )
+        parameters = pooling_metadata.pooling_params
+        return pool_prompts(
+            hidden_states,
+            cursor.num_scheduled_tokens_cpu.tolist(),
+            [one.extra_kwargs for one in parameters],
+            [one.use_activation is not False for one in parameters],
+        )
 
 
 class _Contextual:
     """Sets the pooler of vLLM's embedding models."""
 
-    # Has vLLM compute every row of a prompt, in one piece.
+    # By this vLLM computes every row of a prompt, in one piece.
     default_seq_pooling_type = "CLS"
 
     def _init_pooler(self, vllm_config: Any, prefix: str = "") -> ContextualPooler:
         return ContextualPooler()
 
 
-class Causal2VecLlamaModel(_Contextual, as_embedding_model(LlamaForCausalLM)):  # type: ignore[misc]
+_Llama: Any = as_embedding_model(LlamaForCausalLM)
+_Mistral: Any = as_embedding_model(MistralForCausalLM)
+_Qwen2: Any = as_embedding_model(Qwen2ForCausalLM)
+_Qwen3: Any = as_embedding_model(Qwen3ForCausalLM)
+
+
+class Causal2VecLlamaModel(_Contextual, _Llama):  # type: ignore[misc]
     """Llama."""
 
 
-class Causal2VecMistralModel(  # type: ignore[misc]
-    _Contextual, as_embedding_model(MistralForCausalLM)
-):
+class Causal2VecMistralModel(_Contextual, _Mistral):  # type: ignore[misc]
     """Mistral."""
 
 
-class Causal2VecQwen2Model(_Contextual, as_embedding_model(Qwen2ForCausalLM)):  # type: ignore[misc]
+class Causal2VecQwen2Model(_Contextual, _Qwen2):  # type: ignore[misc]
     """Qwen2."""
 
 
-class Causal2VecQwen3Model(_Contextual, as_embedding_model(Qwen3ForCausalLM)):  # type: ignore[misc]
+class Causal2VecQwen3Model(_Contextual, _Qwen3):  # type: ignore[misc]
     """Qwen3."""
