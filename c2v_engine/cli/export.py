@@ -74,7 +74,7 @@ def sentence_transformers(
     directory: Annotated[Path, typer.Argument(help="The model's folder.")],
 ) -> None:
     """Have a model's folder open as SentenceTransformer(folder, trust_remote_code=True)."""
-    from c2v_engine.integrations.sentence_transformers import export_sentence_transformers
+    from c2v_engine.model.modules_json import export_sentence_transformers
 
     export_sentence_transformers(directory)
     print(f"{directory} opens with SentenceTransformer({str(directory)!r}, trust_remote_code=True)")

@@ -31,7 +31,6 @@ from c2v_engine.model.checkpoint import CheckpointDescription, LoadOptions
 from c2v_engine.model.fingerprint import checkpoint_fingerprint
 from c2v_engine.model.modules_json import (
     config_with_settings,
-    export_sentence_transformers,
     read_settings,
 )
 from c2v_engine.runtime.opening import PipelineOptions, open_described
@@ -45,7 +44,7 @@ except ImportError as error:
         "sentence-transformers (release 5.4 or later)", "sentence-transformers"
     ) from error
 
-__all__ = ["Causal2VecModule", "SentenceTransformer", "export_sentence_transformers"]
+__all__ = ["Causal2VecModule", "SentenceTransformer"]
 
 Features = dict[str, Any]
 
