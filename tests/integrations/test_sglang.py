@@ -13,7 +13,7 @@ import torch
 from checkpoints import INSTRUCTION_FIRST, Recipe
 from recipes import LAST_TOKEN, TEMPLATES, TEXTS
 
-from c2v_engine.errors import UnsupportedError
+from c2v_engine.errors import InputError, UnsupportedError
 from c2v_engine.integrations.contextual import ContextualInputs
 from c2v_engine.integrations.sglang import (
     ARCHITECTURES,
@@ -86,6 +86,14 @@ def test_the_mark_is_a_token_of_no_text(checkpoint):
     assert mark < inputs.description.decoder_shape.vocab_size
 
 
+def test_dimensions_are_what_the_server_allows(checkpoint):
+    inputs = opened(checkpoint, Recipe())
+    assert sglang_request(inputs, ["a"], truncate_dim=64)["dimensions"] == 64
+    assert "dimensions" not in sglang_request(inputs, ["a"], truncate_dim=128)
+    with pytest.raises(InputError, match="at most 64 dimensions or all"):
+        sglang_request(inputs, ["a"], truncate_dim=96)
+
+
 def test_the_command_starts_the_server_with_the_models_here(checkpoint):
     folder = checkpoint(Recipe(decoder="mistral", normalize=False))
     options = sglang_options(folder)
@@ -145,6 +153,28 @@ class _Batch:
 
     def __init__(self, lengths, replaced):
         self.extend_seq_lens, self.replace_positions = lengths, replaced
+
+
+def test_sglang_takes_the_options(checkpoint):
+    import argparse
+
+    arguments = real("sglang.srt.server_args").ServerArgs
+    model_config = real("sglang.srt.configs.model_config").ModelConfig
+    recipe = Recipe(normalize=False)
+    parser = argparse.ArgumentParser()
+    arguments.add_cli_args(parser)
+    chosen = parser.parse_args(sglang_command(checkpoint(recipe))[3:])
+    assert (chosen.is_embedding, chosen.chunked_prefill_size) == (True, -1)
+    config = model_config(
+        chosen.model_path,
+        context_length=chosen.context_length,
+        is_embedding=True,
+        model_override_args=chosen.json_model_override_args,
+    )
+    assert config.hf_config.architectures == ["Causal2VecLlama"]
+    assert config.hf_config.causal2vec_normalize is False
+    assert not config.is_generation
+    assert config.context_len > recipe.max_length
 
 
 def test_sglang_finds_the_models():

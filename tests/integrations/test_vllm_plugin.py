@@ -116,32 +116,22 @@ def test_vllm_knows_the_architectures_and_how_they_run(checkpoint):
     assert not config.is_prefix_caching_supported
 
 
-def test_vllms_pooler_gives_our_embeddings(checkpoint, reference, engine):
-    metadata = real("vllm.v1.pool.metadata")
-    models = real("c2v_engine.integrations.vllm.models")
-    recipe = RECIPES["instruction-first"]
+@pytest.mark.parametrize("decoder", ["llama", "mistral", "qwen2", "qwen3"])
+def test_vllms_decoder_gives_our_embeddings(checkpoint, engine, monkeypatch, decoder):
+    real("vllm.model_executor.models.llama")
+    from vllm_on_cpu import hidden_states, loaded_model, pooling_batch
+
+    register()
+    recipe = Recipe(decoder=decoder, template=INSTRUCTION_FIRST)
     inputs = opened(checkpoint, recipe)
     prompts, parameters = vllm_requests(inputs, TEXTS[:8], prompt_name="query")
-    for one in parameters:
-        one.task = "embed"
-    lengths = np.array([len(one["prompt_embeds"]) for one in prompts])
-    batch = metadata.PoolingMetadata(
-        prompt_lens=torch.from_numpy(lengths),
-        prompt_token_ids=None,
-        prompt_token_ids_cpu=None,
-        pooling_params=parameters,
-        pooling_states=[metadata.PoolingStates() for _ in prompts],
-    )
-
-    def scheduled(rows):
-        starts = torch.from_numpy(np.concatenate(([0], np.cumsum(rows))))
-        batch.build_pooling_cursor(rows, torch.from_numpy(rows), torch.device("cpu"), starts)
-
-    states = states_of(reference, recipe, prompts)
-    scheduled(lengths)
-    found = torch.stack(models.ContextualPooler()(states, batch))
-    expected = engine(recipe).encode(TEXTS[:8], prompt_name="query")
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
-    scheduled(lengths - 1)
-    with pytest.raises(RuntimeError, match="enable_chunked_prefill=False"):
-        models.ContextualPooler()(states, batch)
+    with loaded_model(vllm_options(checkpoint(recipe)), monkeypatch) as (model, config):
+        for one in parameters:
+            one.task = "embed"
+            one.verify(config)
+        states, lengths = hidden_states(model, prompts)
+        found = torch.stack(model.pooler(states, pooling_batch(parameters, lengths, lengths)))
+        expected = engine(recipe).encode(TEXTS[:8], prompt_name="query")
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)  # the engine's own bound
+        with pytest.raises(RuntimeError, match="enable_chunked_prefill=False"):
+            model.pooler(states, pooling_batch(parameters, lengths, lengths - 1))

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from c2v_engine.errors import UnsupportedError
+from c2v_engine.errors import InputError, UnsupportedError
 from c2v_engine.integrations.contextual import ContextualInputs, describe_plain
 from c2v_engine.model.checkpoint import CheckpointDescription
 from c2v_engine.model.template import CONTEXT
@@ -33,6 +33,9 @@ ARCHITECTURES = {
     "qwen2": "Causal2VecQwen2",
     "qwen3": "Causal2VecQwen3",
 }
+
+# The server takes sequences that are this much shorter than its context, which has room for output.
+_RESERVED = 8
 
 
 def sglang_options(model: str | Path | None = None) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def sglang_options(model: str | Path | None = None) -> dict[str, Any]:
     return {
         "model_path": str(description.decoder_folder),
         "is_embedding": True,
-        "context_length": config.max_length,
+        "context_length": config.max_length + _RESERVED,
         # Both pooled rows must be in one pass.
         "chunked_prefill_size": -1,
         "json_model_override_args": json.dumps(override),
@@ -112,9 +115,14 @@ def sglang_request(
         "embed_override_token_id": placeholder,
         "embed_overrides": [one.rows[list(one.contextual)].float().tolist() for one in made],
     }
-    if truncate_dim is not None:
-        segments, width = inputs.config.segments, description.decoder_shape.hidden_size
-        body["dimensions"] = segments * resolve_keep(truncate_dim, segments, width)
+    segments, width = inputs.config.segments, description.decoder_shape.hidden_size
+    dimensions = segments * resolve_keep(truncate_dim, segments, width)
+    if dimensions < segments * width:
+        if dimensions > width:
+            raise InputError(
+                f"truncate_dim is {truncate_dim}, SGLang gives at most {width} dimensions or all"
+            )
+        body["dimensions"] = dimensions
     return body
 
 
