@@ -6,12 +6,15 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 
 from c2v_engine.model.pooling import OutputFormat
 from c2v_engine.runtime.batch_runner import ReadyText
 from c2v_engine.serving.contract import EmbedResult, Timings
+
+_numbers = count()
 
 
 @dataclass(eq=False)
@@ -22,13 +25,11 @@ class QueuedText:
         ticket: the request's.
         row: of the text in it.
         ready: the text, tokenised.
-        tag: its place in the fair queue, in tokens of virtual time.
     """
 
     ticket: Ticket
     row: int
     ready: ReadyText
-    tag: int = 0
 
 
 class Ticket:
@@ -47,7 +48,9 @@ class Ticket:
         reserved: tokens that are still reserved for texts not tokenised yet.
         waiting_tokens: of its texts in the queue.
         waiting_texts: likewise.
-        last_tag: of its last text in the queue.
+        pushed_tokens: that have been in the queue so far.
+        virtual_begin: when the first of them came, by the fair queue's clock.
+        number: that no other request has.
     """
 
     def __init__(
@@ -60,7 +63,9 @@ class Ticket:
         self.reserved = estimate
         self.waiting_tokens = 0
         self.waiting_texts = 0
-        self.last_tag = 0
+        self.pushed_tokens = 0
+        self.virtual_begin = 0.0
+        self.number = next(_numbers)
         self.tokens = np.zeros(texts, dtype=np.int64)
         self._embeddings: np.ndarray | None = None
         self._missing = texts

@@ -1,5 +1,6 @@
 """Order and size of batches: oldest first, small before the rest of large, nobody starves."""
 
+import math
 import random
 
 import pytest
@@ -69,15 +70,67 @@ def test_no_stream_of_small_requests_holds_a_large_one_up(queue):
     assert batches < 20 * 6
 
 
-def test_a_request_that_comes_in_parts_has_one_place(queue):
-    first = push(queue, *[10] * 3)
-    other = push(queue, *[10] * 6)
-    _, more = request(*[10] * 3)
-    for row, text in enumerate(more):
-        text.ticket, text.row = first, 3 + row
-    queue.push(more)
-    for _ in range(6):
-        assert {ticket for ticket, _ in taken(queue, 20)} == {first, other}
+def test_requests_are_done_one_after_the_other_and_not_all_at_the_end(queue):
+    tickets = [push(queue, *[10] * 4) for _ in range(5)]
+    order = [ticket for _ in range(20) for ticket, _ in taken(queue, 10)]
+    assert order == [ticket for ticket in tickets for _ in range(4)]
+
+
+def test_of_two_that_came_together_the_smaller_is_done_first(queue):
+    larger, smaller = push(queue, *[10] * 5), push(queue, *[10] * 3)
+    order = [ticket for _ in range(8) for ticket, _ in taken(queue, 10)]
+    assert order == [smaller] * 3 + [larger] * 5
+
+
+def test_a_request_that_comes_in_parts_has_the_place_of_the_whole(queue):
+    first, texts = request(*[10] * 6)
+    first.reserved = 30  # estimated for the half that is not tokenised yet
+    queue.push(texts[:3])
+    other = push(queue, *[10] * 5)
+    first.reserved = 0
+    queue.push(texts[3:])
+    order = [ticket for _ in range(11) for ticket, _ in taken(queue, 10)]
+    assert order == [other] * 5 + [first] * 6
+
+
+def test_an_estimate_that_was_too_low_gains_nothing_for_the_rest(queue):
+    first, texts = request(*[10] * 6)
+    queue.push(texts[:3])
+    other = push(queue, *[10] * 5)
+    queue.push(texts[3:])
+    order = [ticket for _ in range(11) for ticket, _ in taken(queue, 10)]
+    assert order == [first] * 3 + [other] * 5 + [first] * 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_request_is_done_later_than_by_even_division(queue, seed):
+    """The theorem of the fair sojourn protocol, for batches of one token."""
+    choose = random.Random(seed)
+    sizes: dict[object, int] = {}
+    left: dict[object, float] = {}
+    arrivals = sorted((choose.randint(0, 60), choose.randint(1, 12)) for _ in range(30))
+    done_at, even_at, moment = {}, {}, 0
+    waiting = list(arrivals)
+    while waiting or left or len(done_at) < len(arrivals):
+        while waiting and waiting[0][0] <= moment:
+            size = waiting.pop(0)[1]
+            ticket = push(queue, *[1] * size)
+            sizes[ticket] = left[ticket] = size
+        share = 1.0  # what the even server does until the next moment
+        while share > 1e-9 and left:
+            step = min(share / len(left), min(left.values()))
+            left = {ticket: rest - step for ticket, rest in left.items()}
+            share -= step * len(left)
+            for ticket in [ticket for ticket, rest in left.items() if rest < 1e-9]:
+                even_at[ticket] = moment + 1 - share
+                del left[ticket]
+        moment += 1
+        for text in queue.take(1):
+            sizes[text.ticket] -= 1
+            if not sizes[text.ticket]:
+                done_at[text.ticket] = moment
+    # A moment is not divided here: what ends within it ends with it.
+    assert all(done_at[ticket] <= math.ceil(even_at[ticket] - 1e-6) for ticket in done_at)
 
 
 def test_what_still_fits_goes_beside_the_first(queue):
