@@ -10,7 +10,14 @@ import numpy as np
 
 from serving_benchmark.client import Load, Outcome
 
-__all__ = ["describe_load", "describe_memory", "describe_overhead", "print_load", "quantiles"]
+__all__ = [
+    "describe_load",
+    "describe_memory",
+    "describe_overhead",
+    "print_load",
+    "quantiles",
+    "ramp_seconds",
+]
 
 PERCENTILES = (50, 90, 99)
 _RAMP_SHARE, _RAMP_SECONDS = 0.1, 2.0
@@ -25,13 +32,18 @@ def quantiles(seconds: Sequence[float]) -> dict[str, float] | None:
     return {**found, "count": len(seconds)}
 
 
+def ramp_seconds(seconds: float) -> float:
+    """How long what is under way grows, at the begin of a load of so many seconds."""
+    return min(_RAMP_SECONDS, _RAMP_SHARE * seconds)
+
+
 def describe_load(load: Load) -> dict[str, Any]:
     """A load's rates, statuses and latencies.
 
     Rates are of answers that ended while requests were sent, without the first tenth of that time
     (2 s at most), in which what is under way grows. Latencies count from when a request was due.
     """
-    ramp = min(_RAMP_SECONDS, _RAMP_SHARE * load.seconds)
+    ramp = ramp_seconds(load.seconds)
     begin, end = load.began + ramp, load.began + load.seconds
     good = [one for one in load.outcomes if one.reply.status == 200]
     counted = [one for one in good if begin <= one.ended < end]
@@ -100,7 +112,8 @@ def print_load(name: str, row: dict[str, Any]) -> None:
     statuses = ", ".join(f"{count:,} x {status}" for status, count in row["statuses"].items())
     print(
         f"{name}: {row['texts_per_second']:,.0f} of {row['offered_texts_per_second']:,.0f} texts/s "
-        f"offered, {row['tokens_per_second']:,.0f} tokens/s, {row['ratio']:.1%} of offline; "
+        f"offered, {row['computed_tokens_per_second']:,.0f} tokens/s computed, "
+        f"{row['ratio']:.1%} of offline; "
         f"{statuses}"
     )
     for kind in ("query", "document", "refusal"):
