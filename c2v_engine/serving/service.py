@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from c2v_engine import Causal2Vec
     from c2v_engine.model.pooling import OutputFormat
     from c2v_engine.runtime.batch_runner import ReadyText
+
+Result = TypeVar("Result")
 
 _PROBE_TEXT = "The quick brown fox jumps over the lazy dog."
 _PROBE_SECONDS = 1.0  # for which a probe's answer holds
@@ -216,14 +219,11 @@ class EmbeddingService:
         loop = asyncio.get_running_loop()
         chunks = list(self._chunks(texts))
         ticket = Ticket(loop, len(texts), output, sum(estimate for _, _, estimate in chunks))
-        self._batcher.admit(ticket)
-        self._requests += 1
-        timer = loop.call_later(self._options.timeout, self._expire, ticket)
         truncate = self.truncates if options.truncate is None else options.truncate
-        try:
+        with self._admitted(ticket):
             for begin, end, estimate in chunks:
-                ready = await loop.run_in_executor(
-                    self._tokenizers, self._tokenize, texts[begin:end], begin, prompt, truncate
+                ready = await self._in_thread(
+                    ticket, self._tokenize, texts[begin:end], begin, prompt, truncate
                 )
                 if end == len(texts):
                     ticket.tokenized()
@@ -233,12 +233,6 @@ class EmbeddingService:
                 if ticket.done.done():
                     break
             return await ticket.done
-        finally:
-            timer.cancel()
-            self._requests -= 1
-            self._batcher.give_up(ticket)
-            if ticket.done.done() and not ticket.done.cancelled():
-                ticket.done.exception()  # seen, also where something else ended the request
 
     async def tokenize(
         self, texts: Sequence[str], prompt_name: str | None = None, add_special_tokens: bool = True
@@ -254,8 +248,12 @@ class EmbeddingService:
             InputError: an unknown prompt.
             RequestTooLargeError: more characters.
             TextError: a text that is not valid Unicode.
+            OverloadedError: more than there is room for now.
+            UnavailableError: shutting down, or the model failed.
+            TimedOutError: not done in time.
         """
-        if sum(map(len, texts)) > _MOST_CHARACTERS_TO_TOKENIZE:
+        characters = sum(map(len, texts))
+        if characters > _MOST_CHARACTERS_TO_TOKENIZE:
             raise RequestTooLargeError(
                 f"the texts have more than {_MOST_CHARACTERS_TO_TOKENIZE} characters"
             )
@@ -271,7 +269,12 @@ class EmbeddingService:
                 sequences.append([t for t in tokens if add_special_tokens or not t.special])
             return sequences
 
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizers, tokenize)
+        # Nothing of it is queued, but embeddings wait for the same threads.
+        estimate = characters // _CHARACTERS_PER_TOKEN + _ROWS_AROUND * len(texts)
+        room = min(estimate, self._admission.capacity)
+        ticket = Ticket(asyncio.get_running_loop(), 0, self._probe[1], room)
+        with self._admitted(ticket):
+            return await self._in_thread(ticket, tokenize)
 
     async def probe(self) -> None:
         """Embed a text known to be good, before all that waits; an answer holds for a second.
@@ -309,6 +312,38 @@ class EmbeddingService:
             stats.tokens,
             stats.batches,
         )
+
+    @contextmanager
+    def _admitted(self, ticket: Ticket) -> Iterator[None]:
+        """Around a request from when it is let in until it is over, by its time if nothing else."""
+        self._batcher.admit(ticket)
+        self._requests += 1
+        timer = ticket.loop.call_later(self._options.timeout, self._expire, ticket)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self._requests -= 1
+            self._batcher.give_up(ticket)
+            if ticket.done.done() and not ticket.done.cancelled():
+                ticket.done.exception()  # seen, also where something else ended the request
+
+    async def _in_thread(
+        self, ticket: Ticket, function: Callable[..., Result], *arguments: Any
+    ) -> Result:
+        """What a function gives in a tokenizer's thread, for a request that may end before that.
+
+        Raises:
+            C2VError: with which the request ended.
+        """
+        work = ticket.loop.run_in_executor(self._tokenizers, function, *arguments)
+        try:
+            await asyncio.wait((work, ticket.done), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                ticket.done.result()  # an error: embeddings need this work first
+            return work.result()
+        finally:
+            work.cancel()
 
     async def _run_probe(self) -> None:
         if not self._warm:

@@ -1,6 +1,7 @@
 """The service gives what ``encode`` gives, to many at once, and refuses by name."""
 
 import asyncio
+import threading
 import time
 
 import numpy as np
@@ -238,6 +239,57 @@ def test_a_request_that_takes_too_long_is_over(serve, monkeypatch):
     assert (snapshot.queue_tokens, snapshot.queued_texts, snapshot.requests) == (0, 0, 0)
     time.sleep(0.3)
     assert service.snapshot().texts - before < 25
+
+
+@pytest.fixture
+def stuck(monkeypatch):
+    """``stuck(service)`` has its tokenizers' threads take the whole test."""
+    gate = threading.Event()
+
+    def stick(service):
+        def tokenize(texts, prompt):
+            assert gate.wait(60)
+            raise TextError(0, "too late")
+
+        monkeypatch.setattr(service._runner, "tokenize", tokenize)
+        monkeypatch.setattr(service._runner, "tokens", tokenize)
+
+    yield stick
+    gate.set()
+
+
+@pytest.mark.parametrize("ask", ["embed", "tokenize"])
+def test_a_request_that_is_not_tokenised_in_time_is_over(serve, stuck, ask):
+    service = serve(timeout=0.2, tokenizer_threads=1)
+    stuck(service)
+
+    async def run():
+        many = (getattr(service, ask)(["cat"]) for _ in range(5))
+        return await asyncio.wait_for(asyncio.gather(*many, return_exceptions=True), 20)
+
+    assert [type(outcome) for outcome in asyncio.run(run())] == [TimedOutError] * 5
+    snapshot = service.snapshot()
+    assert (snapshot.queue_tokens, snapshot.requests) == (0, 0)
+
+
+def test_what_is_only_to_be_tokenised_takes_its_room_as_well(serve, stuck):
+    service = serve(queue_tokens=200, timeout=5, tokenizer_threads=1)
+    sequences = asyncio.run(service.tokenize(["the cat food " * 500]))  # as much as all the room
+    assert len(sequences[0]) > 1000
+    stuck(service)
+
+    async def run():
+        waiting = asyncio.ensure_future(service.tokenize(["the cat food " * 500]))
+        await asyncio.sleep(0)
+        assert service.snapshot().queue_tokens == 200
+        for ask in (service.tokenize, service.embed):
+            with pytest.raises(OverloadedError):
+                await ask(["cat"])
+        waiting.cancel()
+        await asyncio.wait((waiting,))
+
+    asyncio.run(run())
+    assert service.snapshot().queue_tokens == 0
 
 
 def test_a_request_that_is_cancelled_frees_its_work(serve, monkeypatch):
