@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections import deque
@@ -30,6 +31,7 @@ from c2v_engine.serving.refusals import ComputeError, UnavailableError
 # Seconds between attempts to compute again after the model failed.
 _FIRST_RETRY = 1.0
 _LAST_RETRY = 30.0
+_log = logging.getLogger(__name__)
 
 
 class _Flight(NamedTuple):
@@ -354,7 +356,10 @@ class Batcher:
 
     def _report(self, tell: Callable[[Observer], None]) -> None:
         for observer in self._observers:
-            tell(observer)
+            try:
+                tell(observer)
+            except Exception:  # this thread is the only one that computes
+                _log.exception("%s failed", type(observer).__name__)
 
 
 def _resolve(finished: list[tuple[Ticket, EmbedResult | Exception]]) -> None:

@@ -236,19 +236,39 @@ def test_room_is_reserved_until_texts_wait_or_the_request_is_over(live):
     assert (batcher.waiting_tokens, batcher.waiting_texts) == (0, 0)
 
 
-def test_an_end_fails_what_waits(live):
+def test_an_end_fails_what_waits_and_gives_what_is_under_way(live):
     runner = FakeRunner()
-    batcher, _ = live(runner, begin=False)
+    runner.gate.clear()
+    batcher, _ = live(runner)
 
     def end():
-        batcher.start()
-        batcher.close()
+        while batcher.waiting_texts > 1:  # until the first is taken
+            time.sleep(0.01)
+        closing = threading.Thread(target=batcher.close)
+        closing.start()
+        while not batcher._closing:
+            time.sleep(0.01)
+        runner.gate.set()
+        closing.join(20)
+        assert not closing.is_alive()
 
-    runner.gate.set()
-    outcomes = ask(batcher, [1], before=end)
-    assert outcomes == [[1]] or isinstance(outcomes[0], UnavailableError)
+    outcomes = ask(batcher, [60], [61], before=end)
+    assert outcomes[0] == [60]
+    assert isinstance(outcomes[1], UnavailableError)
     with pytest.raises(UnavailableError, match="shutting down"):
         batcher.admit(request(1)[0])
+
+
+def test_an_observer_that_fails_harms_nobody(live, caplog):
+    runner = FakeRunner()
+    runner.bad.add(13)
+    batcher, watcher = live(runner, begin=False)
+    watcher.batch = watcher.failure = None  # not to be called
+    outcomes = ask(batcher, [1], [13], [60], before=batcher.start)
+    assert [outcomes[0], outcomes[2]] == [[1], [60]]
+    assert isinstance(outcomes[1], ComputeError)
+    assert batcher.failure is None
+    assert "Watcher failed" in caplog.text
 
 
 def test_a_mistake_of_ours_in_the_thread_fails_requests_and_not_the_server(live):
