@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,8 @@ _LINGER = 0.5
 _KEEP_ALIVE = 75
 # Beside tensor operations that run for long, a thread that wants the interpreter waits no more.
 _SWITCH_SECONDS = 0.001
+# Seconds between looks at whether the warm-up ended, or a second signal came.
+_TICK = 0.05
 _ANSWERED = "ended: all that was accepted is answered"
 _NOT_ANSWERED = "ended: some of what was accepted is not answered"
 
@@ -75,19 +78,22 @@ def read_keys(file: Path | None) -> tuple[str, ...]:
         file: with empty lines and lines that begin with ``#`` left out; None for none.
 
     Raises:
-        InputError: the file has no key in it: the server would be open to all.
+        InputError: there is no key in what should have some: the server would be open to all.
     """
-    keys = [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",")]
+    given = os.environ.get(KEYS_VARIABLE, "")
+    keys = [key for part in given.split(",") if (key := part.strip())]
+    if given and not keys:
+        raise InputError(f"{KEYS_VARIABLE}: there is no API key in it; unset it to need none")
     if file is not None:
         try:
-            lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+            lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
         except UnicodeDecodeError:
             raise InputError(f"{file}: the API keys are not UTF-8 text") from None
         in_file = [line for line in lines if line and not line.startswith("#")]
         if not in_file:
             raise InputError(f"{file}: there is no API key in it")
         keys += in_file
-    return tuple(dict.fromkeys(key for key in keys if key))
+    return tuple(dict.fromkeys(keys))
 
 
 def serve(engine: EngineSpec, http: dict[str, object], options: ServerOptions) -> int:
@@ -105,7 +111,7 @@ def serve(engine: EngineSpec, http: dict[str, object], options: ServerOptions) -
         C2VError: an option or a model that can not be.
         OSError: the address can not be listened on.
     """
-    with contextlib.closing(_bind(options.host, options.port)) as listener:
+    with contextlib.closing(_bind(options.host, options.port)) as listener, _ended_by_sigterm():
         sys.setswitchinterval(_SWITCH_SECONDS)
         model = engine.open()
         service = EmbeddingService(model, options.service)
@@ -133,6 +139,8 @@ def serve(engine: EngineSpec, http: dict[str, object], options: ServerOptions) -
 
 def _bind(host: str, port: int) -> socket.socket:
     """A socket that is bound and does not listen yet: while the model is loaded, none connects."""
+    if not host:  # which would be every address there is
+        raise InputError("host is '', expected an address, such as 127.0.0.1 or 0.0.0.0")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -142,6 +150,20 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise OSError(error.errno, error.strerror, f"{host}:{port}") from None
     return listener
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """While uvicorn does not listen to signals: as a container's first process, it has no other."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -205,6 +227,7 @@ class _Server(uvicorn.Server):
         self.whole = True
         self.failure: Exception | None = None
         self._service = service
+        self._grace = options.grace
         self._log = log
         self._warming = threading.Thread(target=self._warm_up, name="c2v-warm-up", daemon=True)
 
@@ -232,8 +255,10 @@ class _Server(uvicorn.Server):
         await asyncio.sleep(_LINGER)
         await super().shutdown(sockets)
         self.whole = not self.server_state.tasks
-        if not self.force_exit:
-            await asyncio.to_thread(self._warming.join)
+        # Not waited for in a thread: the loop would not end before that.
+        end = time.monotonic() + self._grace
+        while self._warming.is_alive() and not self.force_exit and time.monotonic() < end:
+            await asyncio.sleep(_TICK)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

@@ -194,12 +194,66 @@ def test_weights_that_give_nan_are_found_at_the_start(capsys, checkpoint, tmp_pa
     assert "not finite" in error_of(capsys, str(folder), "--port", "0", "--quiet")
 
 
+def test_no_address_at_all_does_not_mean_every_one(capsys):
+    assert error_of(capsys, "--host", "", "--port", "0").startswith("error: host is ''")
+
+
+SLOW = """
+import time
+from c2v_engine.cli import main
+{patch}
+main(["serve", "--port", "0", "--grace", "600"])
+"""
+SLOW_LOADING = """
+from c2v_engine.opener import EngineSpec
+EngineSpec.open = lambda self: (print("loading", flush=True), time.sleep(600))
+"""
+SLOW_WARM_UP = """
+from c2v_engine.serving.service import EmbeddingService
+EmbeddingService.warm_up = lambda self: (print("warming", flush=True), time.sleep(600))
+"""
+
+
+@pytest.mark.parametrize(
+    ("patch", "signals", "code"), [(SLOW_LOADING, 1, 143), (SLOW_WARM_UP, 2, 0)]
+)
+def test_a_signal_ends_what_is_not_ready_yet(patch, signals, code):
+    """Not by the system's own handler, which the first process of a container has none of."""
+    command = [sys.executable, "-c", SLOW.format(patch=patch)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        assert process.stdout.readline()
+        for _ in range(signals):
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            time.sleep(1.5)
+        assert process.wait(30) == code
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_keys_come_from_a_file_and_the_environment(tmp_path, monkeypatch):
     assert read_keys(None) == ()
     file = tmp_path / "keys"
     file.write_text("# of the search team\n  one \n\ntwo\n")
     monkeypatch.setenv(KEYS_VARIABLE, "three,one, ")
     assert read_keys(file) == ("three", "one", "two")
+
+
+@pytest.mark.parametrize("given", [" ", ",", " , ,"])
+def test_a_variable_without_keys_does_not_open_the_server_to_all(monkeypatch, given):
+    monkeypatch.setenv(KEYS_VARIABLE, given)
+    with pytest.raises(InputError, match="no API key"):
+        read_keys(None)
+    monkeypatch.setenv(KEYS_VARIABLE, "")  # as good as unset
+    assert read_keys(None) == ()
+
+
+def test_a_file_of_windows_has_the_same_keys(tmp_path):
+    file = tmp_path / "keys"
+    file.write_bytes("one\r\ntwo\r\n".encode("utf-8-sig"))
+    assert read_keys(file) == ("one", "two")
 
 
 def test_a_file_without_keys_does_not_open_the_server_to_all(tmp_path):
