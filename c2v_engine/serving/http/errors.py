@@ -21,6 +21,8 @@ from c2v_engine.serving.refusals import (
 )
 
 OPENAI_PREFIX = "/v1/"
+# What a request gave may be quoted, and that may be as long as its body.
+_MOST_CHARACTERS = 1000
 
 # Status, and the code under which it is counted and told: the first class that fits.
 _REFUSALS: tuple[tuple[type[C2VError], int, str], ...] = (
@@ -103,22 +105,23 @@ def problem_of(error: Exception) -> Problem:
 
 def problem_response(problem: Problem, path: str) -> Response:
     """A problem as the API that was asked puts it: OpenAI's below ``/v1/``, else that of TEI."""
+    message = _shortened(problem.message)
     body: dict[str, object]
     if path.startswith(OPENAI_PREFIX):
         body = {
             "error": {
-                "message": problem.message,
+                "message": message,
                 "type": _OPENAI_TYPES.get(
                     problem.status,
                     "server_error" if problem.status >= 500 else "invalid_request_error",
                 ),
-                "param": problem.param,
+                "param": None if problem.param is None else _shortened(problem.param),
                 "code": problem.code,
             }
         }
     else:
         kind = "Tokenizer" if problem.code == "invalid_text" else "Validation"
-        body = {"error": problem.message, "error_type": _TEI_TYPES.get(problem.status, kind)}
+        body = {"error": message, "error_type": _TEI_TYPES.get(problem.status, kind)}
     # Text of the request may be quoted, surrogates and all.
     response = Response(_dumps(body), status_code=problem.status, media_type="application/json")
     for name, value in problem.headers:
@@ -130,7 +133,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
     """An exception handler, for every exception that is raised on purpose."""
     problem = problem_of(error)
     notes_of(request.scope).error = problem.code
-    return problem_response(problem, request.url.path)
+    return problem_response(problem, request.scope["path"])
 
 
 async def answer_nobody(request: Request, _: Exception) -> Response:
@@ -142,6 +145,14 @@ async def answer_nobody(request: Request, _: Exception) -> Response:
 def _retry_after(error: Exception) -> tuple[tuple[str, str], ...]:
     seconds = getattr(error, "retry_after", None)
     return () if seconds is None else (("Retry-After", str(max(1, int(seconds)))),)
+
+
+def _shortened(text: str) -> str:
+    """With its middle left out where it is long: what is wrong and what was expected both stay."""
+    if len(text) <= _MOST_CHARACTERS:
+        return text
+    half = _MOST_CHARACTERS // 2
+    return f"{text[:half]} ... {text[-half:]}"
 
 
 def _dumps(body: dict[str, object]) -> bytes:

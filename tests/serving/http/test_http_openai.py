@@ -134,6 +134,19 @@ def test_a_wrong_field_is_named(client, body, param, code, words):
     assert "\n" not in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"input": "a", "x" * 10**6: 1}, "is no field of this route"),
+        ({"input": "a", "model": "x" * 10**6}, "expected one of: fake"),
+    ],
+)
+def test_an_error_quotes_little_of_what_was_sent(client, body, words):
+    answer = embeddings(client, **body)
+    assert words in answer.json()["error"]["message"]
+    assert len(answer.content) < 4000
+
+
 def test_too_many_texts_are_refused(client_of):
     client = client_of(max_texts=3)
     assert embeddings(client, input=["a"] * 3).status_code == 200
