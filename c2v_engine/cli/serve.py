@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from c2v_engine.cli.app import app, fail
+from c2v_engine.cli.app import app
 from c2v_engine.cli.options import BackendOption, DeviceOption, DtypeOption
 
 
@@ -48,7 +48,9 @@ def serve(
         bool, typer.Option(help="Shorten long texts where a request does not say; else refuse.")
     ] = False,
     max_texts: Annotated[int, typer.Option(min=1, help="Of a request.")] = 2048,
-    max_body_mb: Annotated[float, typer.Option(min=0.001, help="Of a request, in MiB.")] = 16.0,
+    max_body_mb: Annotated[
+        float, typer.Option(min=0.001, max=4096, help="Of a request, in MiB.")
+    ] = 16.0,
     tokenizer_threads: Annotated[
         int, typer.Option(min=1, help="Requests tokenised side by side.")
     ] = 2,
@@ -60,7 +62,8 @@ def serve(
         list[str] | None, typer.Option(help="A web origin whose pages may ask; repeat it.")
     ] = None,
     grace: Annotated[
-        float, typer.Option(min=1, help="Seconds to finish what was accepted, after a signal.")
+        float,
+        typer.Option(min=1, max=86400, help="Seconds to finish what was accepted, after a signal."),
     ] = 30.0,
     log_format: Annotated[LogFormat, typer.Option(help="Of the log.")] = LogFormat.TEXT,
     otel: Annotated[
@@ -95,6 +98,4 @@ def serve(
         code = run(spec, http, options)
     except KeyboardInterrupt:  # while the model was loaded
         raise typer.Exit(130) from None
-    except OverflowError as error:
-        fail(str(error))
     raise typer.Exit(code)

@@ -198,6 +198,11 @@ def test_no_address_at_all_does_not_mean_every_one(capsys):
     assert error_of(capsys, "--host", "", "--port", "0").startswith("error: host is ''")
 
 
+@pytest.mark.parametrize("option", ["--max-body-mb", "--grace"])
+def test_a_number_without_end_is_a_mistake_in_one_line(capsys, option):
+    assert option in error_of(capsys, option, "inf")
+
+
 SLOW = """
 import time
 from c2v_engine.cli import main
