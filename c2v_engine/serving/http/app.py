@@ -15,6 +15,7 @@ from c2v_engine._version import __version__
 from c2v_engine.errors import C2VError
 from c2v_engine.serving.http.access import AccessMiddleware, RequestListener
 from c2v_engine.serving.http.auth import KeyMiddleware
+from c2v_engine.serving.http.body_room import BodyRoomMiddleware
 from c2v_engine.serving.http.document import write_openapi
 from c2v_engine.serving.http.errors import (
     ClientLeftError,
@@ -85,6 +86,7 @@ def create_app(
     app.add_exception_handler(ClientLeftError, answer_nobody)
     write_openapi(app, guarded=bool(options.api_keys))
     # The last one added stands outermost.
+    app.add_middleware(BodyRoomMiddleware, max_body_bytes=options.max_body_bytes)
     if options.api_keys:
         app.add_middleware(KeyMiddleware, keys=options.api_keys, refusal=_refuse_key)
     if options.cors_origins:

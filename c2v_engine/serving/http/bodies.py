@@ -142,7 +142,8 @@ async def read_bytes(request: Request, options: HttpOptions) -> bytes:
     """A request's body, counted as it arrives.
 
     Raises:
-        RefusedError: it is longer than ``max_body_bytes``, or did not arrive in ``body_seconds``.
+        RefusedError: it is longer than ``max_body_bytes``, did not arrive in ``body_seconds``, or
+            found no room beside those of others.
         ClientLeftError: the client left.
     """
     declared = request.headers.get("content-length", "")
