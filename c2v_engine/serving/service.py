@@ -138,7 +138,7 @@ class EmbeddingService:
         self._tokenizers = ThreadPoolExecutor(
             options.tokenizer_threads, thread_name_prefix="c2v-tokenize"
         )
-        self._requests = 0
+        self._open: set[Ticket] = set()
         self._before = copy(engine.stats)
         self._warm = False
         self._draining = False
@@ -286,9 +286,10 @@ class EmbeddingService:
             raise UnavailableError(f"the model does not embed: {self._batcher.failure}")
         if time.monotonic() - self._probed < _PROBE_SECONDS:
             return
-        if self._probing is None or self._probing.done():
-            self._probing = asyncio.ensure_future(self._run_probe())
-        await asyncio.shield(self._probing)
+        probing, loop = self._probing, asyncio.get_running_loop()
+        if probing is None or probing.done() or probing.get_loop() is not loop:
+            probing = self._probing = loop.create_task(self._run_probe())
+        await asyncio.shield(probing)
 
     def snapshot(self) -> Snapshot:
         """The service at this moment."""
@@ -305,7 +306,7 @@ class EmbeddingService:
             self._batcher.waiting_tokens,
             self._admission.capacity,
             self._batcher.waiting_texts,
-            self._requests,
+            len(self._open),
             self._admission.speed.tokens_per_second,
             self._batcher.batch_tokens,
             stats.texts,
@@ -317,13 +318,13 @@ class EmbeddingService:
     def _admitted(self, ticket: Ticket) -> Iterator[None]:
         """Around a request from when it is let in until it is over, by its time if nothing else."""
         self._batcher.admit(ticket)
-        self._requests += 1
+        self._open.add(ticket)
         timer = ticket.loop.call_later(self._options.timeout, self._expire, ticket)
         try:
             yield
         finally:
             timer.cancel()
-            self._requests -= 1
+            self._open.discard(ticket)
             self._batcher.give_up(ticket)
             if ticket.done.done() and not ticket.done.cancelled():
                 ticket.done.exception()  # seen, also where something else ended the request

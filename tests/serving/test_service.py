@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -380,6 +381,14 @@ def test_several_event_loops_may_ask(serve, model):
     service = serve()
     for _ in range(3):  # a loop each
         assert np.array_equal(run(service, TEXTS).embeddings, model.encode(TEXTS))
+
+
+def test_several_event_loops_may_probe_at_once(serve, monkeypatch):
+    service = serve()
+    slow_down(service, monkeypatch, 0.2)
+    with ThreadPoolExecutor(3) as threads:
+        for probe in [threads.submit(asyncio.run, service.probe()) for _ in range(3)]:
+            probe.result()
 
 
 def test_an_engine_of_several_processes_is_refused(checkpoint):
