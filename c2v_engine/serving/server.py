@@ -254,7 +254,8 @@ class _Server(uvicorn.Server):
         ]
         await asyncio.sleep(_LINGER)
         await super().shutdown(sockets)
-        self.whole = not self.server_state.tasks
+        # A connection that is still there has an answer that its client has not taken yet.
+        self.whole = not self.server_state.tasks and not self.server_state.connections
         # Not waited for in a thread: the loop would not end before that.
         end = time.monotonic() + self._grace
         while self._warming.is_alive() and not self.force_exit and time.monotonic() < end:

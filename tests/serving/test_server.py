@@ -289,6 +289,20 @@ def test_a_second_signal_ends_at_once_and_says_so_by_its_code(start):
     assert "some of what was accepted is not answered" in process.log.read_text()
 
 
+def test_an_answer_that_is_not_taken_in_time_is_not_given_as_answered(start):
+    process = start("--grace", "1", "--log-format", "json")
+    process.wait_for("c2v serve: (ready)")
+    body = json.dumps({"inputs": ["a"] * 1000}).encode()  # answered by 6 MB
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", process.port))
+        head = b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        client.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        process.wait_for('"route":"(/embed)"')
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.popen.wait(30) == 1
+
+
 def test_no_key_is_shown_in_the_list_of_processes(start, tmp_path):
     """Keys have no option of their own: a command line is seen by all users of a machine."""
     with pytest.raises(SystemExit):
