@@ -26,15 +26,18 @@ def add_health_routes(app: FastAPI, service: EmbeddingService) -> None:
         ("/health/live", routes.live, "Whether the server is to be left running"),
         ("/health/ready", routes.ready, "Whether the server is to be sent requests"),
     ):
-        app.add_api_route(
-            path,
-            endpoint,
-            methods=["GET"],
-            summary=summary,
-            tags=["health"],
-            response_model=None,
-            responses={200: {"model": Health}, **errors(TeiError, 503)},
-        )
+        # Many load balancers ask for the head alone.
+        for method, told in (("GET", summary), ("HEAD", f"{summary}: the head alone")):
+            app.add_api_route(
+                path,
+                endpoint,
+                methods=[method],
+                operation_id=f"{endpoint.__name__}_{method.lower()}",
+                summary=told,
+                tags=["health"],
+                response_model=None,
+                responses={200: {"model": Health}, **errors(TeiError, 503)},
+            )
 
 
 class _HealthRoutes:

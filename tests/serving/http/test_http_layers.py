@@ -210,6 +210,8 @@ def test_probes_follow_the_state(client, service, state, health, live, ready):
         service.error, service.reason = UnavailableError("it does not work"), "it does not work"
     answers = [client.get(path) for path in ("/health", "/health/live", "/health/ready")]
     assert [answer.status_code for answer in answers] == [health, live, ready]
+    heads = [client.head(path) for path in ("/health", "/health/live", "/health/ready")]
+    assert [answer.status_code for answer in heads] == [health, live, ready]
     for answer in answers:
         if answer.status_code == 503:
             assert (service.reason or state.value) in answer.json()["error"]
