@@ -55,10 +55,9 @@ class _VirtualClock:
         ticket.pushed_tokens += tokens
         # What of it is not tokenised yet counts by the estimate.
         end = ticket.virtual_begin + ticket.pushed_tokens + ticket.reserved
-        end = max(end, self._ends.get(ticket.number, end))
-        self._ends[ticket.number] = end
-        heapq.heappush(self._next, (end, ticket.number))
-        return end
+        before = self._ends.get(ticket.number, end)
+        self._set(ticket.number, end)
+        return max(end, before)  # its texts keep their order, where the estimate was too high
 
     def advance(self, tokens: float) -> None:
         """So many tokens were taken to be computed."""
@@ -75,6 +74,16 @@ class _VirtualClock:
             self._now = max(self._now, end)
             heapq.heappop(self._next)
             del self._ends[number]
+
+    def settle(self, ticket: Ticket) -> None:
+        """A request is over, all of it that came was taken, and no more will come."""
+        if ticket.number in self._ends:
+            self._set(ticket.number, ticket.virtual_begin + ticket.pushed_tokens)
+
+    def _set(self, number: int, end: float) -> None:
+        if self._ends.get(number) != end:
+            self._ends[number] = end
+            heapq.heappush(self._next, (end, number))
 
     def forget(self, ticket: Ticket) -> None:
         """A request was given up."""
@@ -154,6 +163,7 @@ class FairQueue:
     def drop(self, ticket: Ticket) -> None:
         """Let go of a request, which is over: what waits of it is passed by when it is met."""
         if not ticket.waiting_texts:
+            self._clock.settle(ticket)
             return
         self.tokens -= ticket.waiting_tokens
         self.texts -= ticket.waiting_texts

@@ -70,6 +70,22 @@ def test_no_stream_of_small_requests_holds_a_large_one_up(queue):
     assert batches < 20 * 6
 
 
+def test_estimates_that_were_too_high_do_not_stop_the_clock(queue):
+    """Else it would stand the longer the server runs, and large ones would wait for ever."""
+    for given_up in [False, True] * 200:
+        ticket, texts = request(*[10] * 4)
+        ticket.reserved = 1000
+        queue.push(texts[:2])
+        assert len(queue.take(50)) == 2
+        ticket.reserved = 0
+        if not given_up:
+            queue.push(texts[2:])
+            assert len(queue.take(50)) == 2
+        ticket.over = True
+        queue.drop(ticket)
+    test_no_stream_of_small_requests_holds_a_large_one_up(queue)
+
+
 def test_requests_are_done_one_after_the_other_and_not_all_at_the_end(queue):
     tickets = [push(queue, *[10] * 4) for _ in range(5)]
     order = [ticket for _ in range(20) for ticket, _ in taken(queue, 10)]
