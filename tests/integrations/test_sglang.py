@@ -13,7 +13,7 @@ import torch
 from checkpoints import INSTRUCTION_FIRST, Recipe
 from recipes import LAST_TOKEN, TEMPLATES, TEXTS
 
-from c2v_engine.errors import InputError, UnsupportedError
+from c2v_engine.errors import UnsupportedError
 from c2v_engine.integrations.contextual import ContextualInputs
 from c2v_engine.integrations.sglang import (
     ARCHITECTURES,
@@ -54,7 +54,7 @@ def served(decoder, body):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("truncate_dim", [None, 32])
+@pytest.mark.parametrize("truncate_dim", [None, 32, 96])
 def test_the_pooled_states_are_our_embeddings(checkpoint, reference, engine, name, truncate_dim):
     recipe = RECIPES[name]
     body = sglang_request(
@@ -62,7 +62,10 @@ def test_the_pooled_states_are_our_embeddings(checkpoint, reference, engine, nam
     )
     body = json.loads(json.dumps(body))  # as it travels
     states, lengths, replaced = served(reference(recipe).decoder, body)
-    keep = [body.get("dimensions")] * len(lengths)
+    width = states.shape[1]
+    # SGLang's checks and default, by the width of the decoder and not of our vectors.
+    keep = [body.get("dimensions") or width] * len(lengths)
+    assert 1 <= keep[0] <= width
     found = pool_sequences(states, lengths, replaced, keep)
     expected = engine(recipe).encode(TEXTS[:8], prompt_name="query", truncate_dim=truncate_dim)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)  # the engine's own bound
@@ -73,7 +76,7 @@ def test_sequences_without_an_override_and_of_their_own_width_are_pooled():
     lengths = torch.tensor([2, 1, 3])
     found = pool_sequences(states, lengths, torch.tensor([4]), normalize=False)
     assert found[:, ::4].tolist() == [[0, 4], [8, 8], [16, 20]]
-    widths = pool_sequences(states, lengths, None, [None, 4, 2])
+    widths = pool_sequences(states, lengths, None, [4, 2, 1])
     assert [len(one) for one in widths] == [8, 4, 2]
     assert all(abs(one.norm() - 1) < 1e-6 for one in widths)
 
@@ -86,12 +89,17 @@ def test_the_mark_is_a_token_of_no_text(checkpoint):
     assert mark < inputs.description.decoder_shape.vocab_size
 
 
-def test_dimensions_are_what_the_server_allows(checkpoint):
+def test_dimensions_are_those_of_a_half_and_unasked_ones_all_of_them(checkpoint):
     inputs = opened(checkpoint, Recipe())
-    assert sglang_request(inputs, ["a"], truncate_dim=64)["dimensions"] == 64
-    assert "dimensions" not in sglang_request(inputs, ["a"], truncate_dim=128)
-    with pytest.raises(InputError, match="at most 64 dimensions or all"):
-        sglang_request(inputs, ["a"], truncate_dim=96)
+    width = inputs.description.decoder_shape.hidden_size
+    asked = [
+        sglang_request(inputs, ["a"], truncate_dim=n).get("dimensions") for n in (96, 128, None)
+    ]
+    assert asked == [48, width, None]
+    # In a batch SGLang fills in the decoder's width where a request does not say.
+    keep = [one or width for one in asked]
+    states, lengths = torch.ones(6, width), torch.tensor([2, 2, 2])
+    assert [len(one) for one in pool_sequences(states, lengths, None, keep)] == [96, 128, 128]
 
 
 def test_the_command_starts_the_server_with_the_models_here(checkpoint):

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from c2v_engine.errors import InputError, UnsupportedError
+from c2v_engine.errors import UnsupportedError
 from c2v_engine.integrations.contextual import ContextualInputs, describe_plain
 from c2v_engine.model.checkpoint import CheckpointDescription
 from c2v_engine.model.template import CONTEXT
@@ -92,6 +92,9 @@ def sglang_request(
 ) -> dict[str, Any]:
     """The body of a request to ``/v1/embeddings`` that embeds texts.
 
+    Its ``dimensions`` are those of one half: SGLang allows no more than the decoder is wide, and
+    takes so many for a request that names none and is computed together with one that does.
+
     Args:
         inputs: makes the contextual tokens.
         texts: at least one.
@@ -115,14 +118,9 @@ def sglang_request(
         "embed_override_token_id": placeholder,
         "embed_overrides": [one.rows[list(one.contextual)].float().tolist() for one in made],
     }
-    segments, width = inputs.config.segments, description.decoder_shape.hidden_size
-    dimensions = segments * resolve_keep(truncate_dim, segments, width)
-    if dimensions < segments * width:
-        if dimensions > width:
-            raise InputError(
-                f"truncate_dim is {truncate_dim}, SGLang gives at most {width} dimensions or all"
-            )
-        body["dimensions"] = dimensions
+    if truncate_dim is not None:
+        segments, width = inputs.config.segments, description.decoder_shape.hidden_size
+        body["dimensions"] = resolve_keep(truncate_dim, segments, width)
     return body
 
 

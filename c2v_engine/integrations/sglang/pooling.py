@@ -24,11 +24,11 @@ def pool_sequences(
         replaced: int64, the overridden rows among all ``tokens``, one of a sequence; None where
             there is none. A sequence without one, as in the server's trial runs, has its first row
             taken.
-        keep: for each sequence, dimensions to keep of the joined vector; None for all.
+        keep: for each sequence, dimensions to keep of each row; None for all.
         normalize: whether the joined vector is normalised.
 
     Returns:
-        Float32 ``[sequences, dimensions]``, or a list of vectors where they differ in width.
+        Float32 ``[sequences, 2 * dimensions]``, or a list of vectors where they differ in width.
     """
     ends = torch.cumsum(lengths, dim=0)
     rows = ends - lengths
@@ -38,7 +38,7 @@ def pool_sequences(
         )
     pooled = torch.stack([hidden_states[rows], hidden_states[ends - 1]], dim=1).float()
     width = pooled.shape[2]
-    halves = [width if one is None else one // 2 for one in keep or [None] * len(pooled)]
+    halves = [width if one is None else one for one in keep or [None] * len(pooled)]
     if len(set(halves)) > 1:
         parts = zip(pooled, halves, strict=True)
         return [_joined(one[None, :, :half], normalize)[0] for one, half in parts]
