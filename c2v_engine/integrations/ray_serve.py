@@ -1,4 +1,4 @@
-"""A Ray Serve deployment: the routes of ``c2v serve``, and a handle for other deployments.
+"""A Ray Serve deployment: the routes of ``c2v serve`` that embed, and a handle for other deployments.
 
 ``serve.run(app("my-model", num_gpus=1))`` is the short way; ``build`` is for a config file or
 ``serve run c2v_engine.integrations.ray_serve:build model=my-model``.
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 # Batches are made of requests that are there together; Ray's own default is 5.
 _ONGOING_REQUESTS = 1024
+# Options that are text, or several, whatever else the text may look like.
+_LISTS = ("model_names", "api_keys", "cors_origins")
+_TEXTS = ("model", "device", "dtype", "attention", *_LISTS)
 _OPTIONS = (
     {one.name for one in fields(EngineSpec)},
     {one.name for one in fields(ServiceOptions)},
@@ -184,17 +187,20 @@ def build(args: dict[str, Any]) -> Application:
     """An application for ``serve run`` and config files, whose ``args`` these are.
 
     Args:
-        args: of ``app``. Text that is a JSON value is taken for it, as ``num_replicas=2``.
+        args: of ``app``. Text that is a JSON value is taken for it, as ``num_replicas=2`` or
+            ``api_keys=["one", "two"]``, but a number is text where text is expected.
 
     Raises:
         InputError: options that can not be.
     """
-    return app(**{name: _value(given) for name, given in args.items()})
+    return app(**{name: _value(name, given) for name, given in args.items()})
 
 
-def _value(given: Any) -> Any:
+def _value(name: str, given: Any) -> Any:
+    if not isinstance(given, str) or (name in _TEXTS and not given.startswith("[")):
+        return given
     try:
-        return json.loads(given) if isinstance(given, str) else given
+        return json.loads(given)
     except ValueError:
         return given
 
@@ -210,6 +216,16 @@ def _sorted_options(
     engine, service, http = (
         {name: given for name, given in options.items() if name in known} for known in _OPTIONS
     )
-    http = {name: tuple(v) if isinstance(v, list) else v for name, v in http.items()}
+    for name in _LISTS:
+        if name in http:
+            http[name] = _texts(name, http[name])
     HttpOptions(**{"model_names": ("model",), **http})
     return EngineSpec(**engine), ServiceOptions(**service), http
+
+
+def _texts(name: str, given: Any) -> tuple[str, ...]:
+    """One text or several; of one alone no letter may pass for an API key."""
+    several = (given,) if isinstance(given, str) else given
+    if not isinstance(several, (list, tuple)) or not all(isinstance(one, str) for one in several):
+        raise InputError(f"{name} is {type(given).__name__}, expected text, or a list of texts")
+    return tuple(several)

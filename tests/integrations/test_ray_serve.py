@@ -100,6 +100,21 @@ def test_options_are_checked_where_they_are_given():
         ray_serve.app(max_texts=0)
 
 
+@pytest.mark.parametrize(
+    ("given", "keys"),
+    [("secret", ("secret",)), ("123", ("123",)), ('["a", "b"]', ("a", "b")), (["a"], ("a",))],
+)
+def test_one_api_key_is_one_key(given, keys):
+    _, _, http = ray_serve.build({"api_keys": given})._bound_deployment.init_args
+    assert http["api_keys"] == keys
+
+
+@pytest.mark.parametrize("given", [7, [7], {"a": 1}])
+def test_an_api_key_that_is_no_text_is_refused(given):
+    with pytest.raises(InputError, match="api_keys is .*, expected text, or a list of texts"):
+        ray_serve.build({"api_keys": given})
+
+
 def test_replicas_get_what_is_asked_for_them():
     made, (engine, service, http) = ray_serve.deployment(
         "my-model",
