@@ -1,4 +1,4 @@
-"""A Ray Serve deployment: the routes of ``c2v serve`` that embed, and a handle for other deployments.
+"""A Ray Serve deployment: ``c2v serve``'s routes that embed, and a handle for other deployments.
 
 ``serve.run(app("my-model", num_gpus=1))`` is the short way; ``build`` is for a config file or
 ``serve run c2v_engine.integrations.ray_serve:build model=my-model``.

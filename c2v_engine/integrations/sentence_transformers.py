@@ -344,7 +344,8 @@ class SentenceTransformer(Base):  # type: ignore[misc]
         The options mean what they mean in ``Causal2Vec.encode``, of which these are the same
         vectors. ``batch_size`` changes nothing, for batches are filled by tokens. ``int8`` and
         ``uint8`` are quantised by the checkpoint's ranges, where it has some, else, as
-        sentence-transformers does it, by those of the texts given.
+        sentence-transformers does it, by those of the texts given. Where other modules follow,
+        sentence-transformers cuts, normalises and quantises what the last one gives.
 
         Raises:
             TextError: a text that can not be embedded, named by its row.
@@ -358,23 +359,33 @@ class SentenceTransformer(Base):  # type: ignore[misc]
             return super().encode(*args, **kwargs)
         if options["output_value"] == "token_embeddings":
             raise InputError("output_value is 'token_embeddings', which the engine does not give")
-        truncate_dim, precision = options["truncate_dim"], options["precision"]
-        truncate_dim = self.truncate_dim if truncate_dim is None else truncate_dim
-        asked = {
-            "truncate_dim": truncate_dim,
-            "normalize_embeddings": True if options["normalize_embeddings"] else None,
-            "on_device": options["convert_to_tensor"] or not options["convert_to_numpy"],
-        }
-        binary = precision in ("binary", "ubinary")
-        if binary or (precision in _QUANTISED and module.engine.ranges is not None):
-            asked["precision"], options["precision"] = precision, "float32"
-        options["truncate_dim"], options["normalize_embeddings"] = truncate_dim, False
+        asked = {"on_device": options["convert_to_tensor"] or not options["convert_to_numpy"]}
+        if len(self) == 1:  # else modules that follow read whole vectors
+            asked |= self._finished_by_engine(options)
         options["batch_size"] = max(options["batch_size"], _WINDOW_TEXTS)
         options["kwargs"] = {**extra, _OPTIONS: asked}
         try:
             return super().encode(*call.args[1:], **call.kwargs)
         except TextError as error:
             raise _in_place(error, options.get("inputs", extra.get("sentences"))) from None
+
+    def _finished_by_engine(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The engine's options in place of those of ``encode``, which are set to do nothing more.
+
+        Args:
+            options: of ``encode``, all of them; changed.
+        """
+        truncate_dim, precision = options["truncate_dim"], options["precision"]
+        truncate_dim = self.truncate_dim if truncate_dim is None else truncate_dim
+        asked = {
+            "truncate_dim": truncate_dim,
+            "normalize_embeddings": True if options["normalize_embeddings"] else None,
+        }
+        binary = precision in ("binary", "ubinary")
+        if binary or (precision in _QUANTISED and self[0].engine.ranges is not None):
+            asked["precision"], options["precision"] = precision, "float32"
+        options["truncate_dim"], options["normalize_embeddings"] = truncate_dim, False
+        return asked
 
 
 _SIGNATURE = inspect.signature(Base.encode)

@@ -22,6 +22,7 @@ from langchain_huggingface import HuggingFaceEmbeddings
 from mteb_tasks import TinyRetrieval, TinySTS
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+from sentence_transformers.sentence_transformer.modules import Dense
 
 from c2v_engine import Causal2Vec
 from c2v_engine.engine import default_model_path
@@ -347,6 +348,21 @@ def test_what_it_can_not_give_is_refused(model):
     training = open_model().train()
     with pytest.raises(BackendError, match="train with c2v train"):
         training(training.preprocess(["a"]))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"truncate_dim": 4}, {"precision": "binary"}, {"normalize_embeddings": True}]
+)
+def test_modules_that_follow_get_whole_vectors(options):
+    model, dense = open_model(), Dense(512, 16, activation_function=torch.nn.Identity())
+    model.append(dense)
+    found = model.encode(TEXTS[:4], **options)
+    width = 2 if "precision" in options else options.get("truncate_dim", 16)
+    assert found.shape == (4, width)
+    if not options:
+        whole = torch.from_numpy(open_model().encode(TEXTS[:4]))
+        expected = dense.linear(whole.to(dense.linear.weight.dtype))
+        np.testing.assert_allclose(found, expected.detach().numpy(), **BATCHED)
 
 
 def test_threads_may_share_it(model, engine):
