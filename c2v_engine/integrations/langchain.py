@@ -71,8 +71,7 @@ class Causal2VecEmbeddings(BaseModel, Embeddings):
         self._model.engine.output_dimension(self._options("document").get("truncate_dim"))
 
     def __getstate__(self) -> dict[Any, Any]:
-        if self.engine is not None:
-            self._model.refuse_pickling()
+        self._model.check_pickling()
         return super().__getstate__()
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:

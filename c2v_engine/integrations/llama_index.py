@@ -88,8 +88,7 @@ class Causal2VecEmbedding(BaseEmbedding):
         return f"{info['model']}, {info['fingerprint']}, {info['dtype']}"
 
     def __getstate__(self) -> dict[str, Any]:
-        if self.engine is not None:
-            self._model.refuse_pickling()  # LlamaIndex would leave the engine out
+        self._model.check_pickling()  # LlamaIndex would leave the engine out
         state: dict[str, Any] = super().__getstate__()
         return state
 

@@ -6,7 +6,7 @@ import inspect
 import os
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakValueDictionary
 
 from c2v_engine.errors import InputError
@@ -34,7 +34,7 @@ class LocalModel:
             package.
         model_kwargs: options of ``Causal2Vec.from_pretrained``.
         device: one of them, where it is an argument of its own.
-        engine: used in place of ``model``; what holds such a model calls ``refuse_pickling``.
+        engine: used in place of ``model``; such a model is not copied deeply, nor pickled.
 
     Raises:
         InputError: an unknown option, one given twice, or an engine besides a model or options.
@@ -59,6 +59,7 @@ class LocalModel:
             raise InputError(f"{given} is given besides an engine, which is open already")
         self._model = None if model is None else os.fspath(model)
         self._options = options
+        self._is_given = engine is not None
         self._engine = engine
 
     @property
@@ -96,18 +97,20 @@ class LocalModel:
         rows: list[list[float]] = embeddings.tolist()
         return rows
 
-    def refuse_pickling(self) -> NoReturn:
-        """Say that an engine which was given does not travel.
+    def check_pickling(self) -> None:
+        """Refuse to let an engine travel that was given.
 
         Raises:
-            InputError: always.
+            InputError: it was.
         """
-        raise InputError(
-            f"the model {self.engine.name!r} was given as an open engine, which can not be copied "
-            "or pickled: give its name and options in place of it"
-        )
+        if self._is_given:
+            raise InputError(
+                f"the model {self.engine.name!r} was given as an open engine, which can not be "
+                "copied or pickled: give its name and options in place of it"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
+        self.check_pickling()
         return {**self.__dict__, "_engine": None}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import importlib
 import pickle
 import shutil
@@ -123,8 +124,9 @@ def test_fields_are_checked_and_dumped(engine, embeddings):
 
 def test_an_open_engine_does_not_travel(engine):
     made = Causal2VecEmbeddings(engine=engine)
-    with pytest.raises(InputError, match="'default' was given as an open engine"):
-        pickle.dumps(made)
+    for send in (pickle.dumps, lambda made: copy.deepcopy(made._model)):
+        with pytest.raises(InputError, match="'default' was given as an open engine"):
+            send(made)  # what arrived would open the shipped model
 
 
 @pytest.mark.parametrize(
