@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from c2v_engine.errors import BackendError, InputError, TextError
+from c2v_engine.opener import EngineSpec
 
 Encode = Callable[[list[str], "str | None"], np.ndarray]
 
@@ -85,8 +86,6 @@ class TritonPythonModel:
         """
         import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
-        from c2v_engine import Causal2Vec
-
         _check_numpy(pb_utils)
         self._pb_utils: Any = pb_utils
         config = json.loads(args["model_config"])
@@ -94,9 +93,9 @@ class TritonPythonModel:
         version = Path(args["model_repository"]) / args["model_version"]
         on_gpu = args["model_instance_kind"] == "GPU"
         device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
-        self._engine = Causal2Vec.from_pretrained(
-            version / given["checkpoint"], device=device, dtype=given["dtype"]
-        )
+        self._engine = EngineSpec(
+            str(version / given["checkpoint"]), device=device, dtype=given["dtype"]
+        ).open()
         normalize, truncate_dim = given.get("normalize"), given.get("truncate_dim")
         self._options: dict[str, Any] = {
             "precision": given["precision"],
