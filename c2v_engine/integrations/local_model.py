@@ -91,6 +91,8 @@ class LocalModel:
             TextError: a text that can not be embedded, named by its row.
             InputError: options that can not be.
         """
+        if isinstance(texts, str):
+            raise InputError("texts is one string, expected a list of strings")
         engine = self.engine
         encode = engine.encode_query if side == "query" else engine.encode_document
         embeddings = encode(texts, show_progress_bar=show_progress_bar, **options)

@@ -13,11 +13,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from c2v_engine.errors import InputError, MissingPackageError
+from c2v_engine.errors import InputError, MissingPackageError, TextError
 from c2v_engine.integrations.ray import limit_threads
 from c2v_engine.opener import EngineSpec
 from c2v_engine.serving.contract import EmbedOptions
-from c2v_engine.serving.http.app import create_app
 from c2v_engine.serving.http.options import HttpOptions
 from c2v_engine.serving.service import EmbeddingService, ServiceOptions
 
@@ -25,6 +24,10 @@ try:
     from ray import serve
 except ImportError as error:
     raise MissingPackageError("ray[serve]", "ray") from error
+try:
+    from c2v_engine.serving.http.app import create_app
+except ImportError as error:
+    raise MissingPackageError(error.name or "fastapi", "serve") from error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,6 +98,11 @@ class Replica:
         Raises:
             C2VError: as ``EmbeddingService.embed``.
         """
+        if isinstance(texts, str):
+            raise InputError("texts is one string, expected a sequence of strings")
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TextError(row, f"is {type(text).__name__}, expected text (str)")
         options = EmbedOptions(prompt_name, normalize, truncate_dim, precision, truncate)
         return (await self._service.embed(texts, options)).embeddings
 

@@ -158,6 +158,8 @@ def test_what_can_not_be_is_said_in_one_line(fields, error, message):
 def test_a_text_that_can_not_be_embedded_is_named(embeddings):
     with pytest.raises(TextError, match="text 1: is int"):
         embeddings.embed_documents(["a", 3])
+    with pytest.raises(InputError, match="texts is one string"):
+        embeddings.embed_documents("abc")
 
 
 def test_another_checkpoint_in_the_folder_is_another_engine(tmp_path):

@@ -87,6 +87,10 @@ def test_a_bad_request_is_refused_as_c2v_serve_does(deployed, client):
         client.embeddings.create(model="default", input="a", dimensions=3)
     with pytest.raises(TextError, match="text 1: is not valid Unicode"):
         handle.embed.remote(["a", "\ud800"]).result()
+    with pytest.raises(InputError, match="texts is one string"):
+        handle.embed.remote("abc").result()
+    with pytest.raises(TextError, match="text 1: is int"):
+        handle.embed.remote(["a", 1]).result()
     assert httpx.post(f"{url}/embed", json={"inputs": "a"}).status_code == 401
     assert httpx.get(f"{url}/health").status_code == 200
 
@@ -138,8 +142,11 @@ def test_a_refusal_travels_between_processes(kind):
     assert (str(sent), sent.retry_after) == ("too much to do", 7)
 
 
-def test_without_ray_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
+@pytest.mark.parametrize(
+    ("module", "extra"), [("ray", "ray"), ("c2v_engine.serving.http.app", "serve")]
+)
+def test_without_what_it_needs_the_extra_is_named(monkeypatch, module, extra):
+    monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, ray_serve.__name__)
-    with pytest.raises(MissingPackageError, match=r"pip install 'c2v-engine\[ray\]'"):
+    with pytest.raises(MissingPackageError, match=rf"pip install 'c2v-engine\[{extra}\]'"):
         importlib.import_module(ray_serve.__name__)
