@@ -14,11 +14,12 @@ from c2v_engine.integrations.local_model import (
     Side,
     check_encode_options,
     check_given_once,
+    say_engine,
 )
 
 try:
     from langchain_core.embeddings import Embeddings
-    from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+    from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_serializer
 except ImportError as error:
     raise MissingPackageError("langchain-core", "langchain") from error
 
@@ -46,8 +47,9 @@ class Causal2VecEmbeddings(BaseModel, Embeddings):
 
     model_name: str | None = Field(default=None, alias="model")
     """A checkpoint's folder or Hub name; None for the small model that ships with the package."""
-    engine: Any = Field(default=None, exclude=True, repr=False)
-    """An open ``Causal2Vec`` in place of ``model`` and ``model_kwargs``; it does not pickle."""
+    engine: Any = Field(default=None, repr=False)
+    """An open ``Causal2Vec`` in place of ``model`` and ``model_kwargs``; it does not pickle, and
+    what ``model_dump`` gives names it and needs it again."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Options of ``Causal2Vec.from_pretrained``, such as ``device`` or ``dtype``."""
     truncate_dim: int | None = None
@@ -69,6 +71,11 @@ class Causal2VecEmbeddings(BaseModel, Embeddings):
             check_given_once(self._own_options(), field, getattr(self, field))
         self._model = LocalModel(self.model_name, self.model_kwargs, engine=self.engine)
         self._model.engine.output_dimension(self._options("document").get("truncate_dim"))
+
+    @field_serializer("engine")
+    def _say_engine(self, engine: Any) -> str | None:
+        """Text, which is refused in the place of an engine: no other one is opened for it."""
+        return say_engine(engine)
 
     def __getstate__(self) -> dict[Any, Any]:
         self._model.check_pickling()

@@ -10,7 +10,7 @@ import asyncio
 from typing import Any
 
 from c2v_engine.errors import MissingPackageError
-from c2v_engine.integrations.local_model import LocalModel, Side
+from c2v_engine.integrations.local_model import LocalModel, Side, say_engine
 
 try:
     from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -81,11 +81,8 @@ class Causal2VecEmbedding(BaseEmbedding):
 
     @field_serializer("engine")
     def _say_engine(self, engine: Any) -> str | None:
-        """An engine by what it computes, so that caches of LlamaIndex know it again."""
-        if engine is None:
-            return None
-        info = engine.info()
-        return f"{info['model']}, {info['fingerprint']}, {info['dtype']}"
+        """So that caches of LlamaIndex know an engine again."""
+        return say_engine(engine)
 
     def __getstate__(self) -> dict[str, Any]:
         self._model.check_pickling()  # LlamaIndex would leave the engine out

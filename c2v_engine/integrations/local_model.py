@@ -137,6 +137,14 @@ def open_engine(model: str | None, options: Mapping[str, Any]) -> Causal2Vec:
         return engine
 
 
+def say_engine(engine: Causal2Vec | None) -> str | None:
+    """An open engine by what it computes, for fields that are stored; it opens no other one."""
+    if engine is None:
+        return None
+    info = engine.info()
+    return f"{info['model']}, {info['fingerprint']}, {info['dtype']}"
+
+
 def check_encode_options(given: Mapping[str, Any]) -> None:
     """Refuse what ``encode`` has no option for.
 

@@ -116,7 +116,7 @@ def test_it_pickles_and_is_opened_again(embeddings):
 
 def test_fields_are_checked_and_dumped(engine, embeddings):
     dumped = embeddings.model_dump()
-    assert "engine" not in dumped
+    assert dumped["engine"] is None
     assert Causal2VecEmbeddings(**dumped).embed_query("a") == embeddings.embed_query("a")
     with pytest.raises(ValidationError, match="model_nmae"):
         Causal2VecEmbeddings(model_nmae="x")
@@ -127,6 +127,10 @@ def test_an_open_engine_does_not_travel(engine):
     for send in (pickle.dumps, lambda made: copy.deepcopy(made._model)):
         with pytest.raises(InputError, match="'default' was given as an open engine"):
             send(made)  # what arrived would open the shipped model
+    with pytest.raises(
+        InputError, match=r"engine is 'default, .*, float32', expected a Causal2Vec"
+    ):
+        Causal2VecEmbeddings(**made.model_dump())
 
 
 @pytest.mark.parametrize(
