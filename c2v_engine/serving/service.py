@@ -182,15 +182,6 @@ class EmbeddingService:
 
     # --- requests ---------------------------------------------------------------------------------
 
-    def check(self, options: EmbedOptions) -> None:
-        """Refuse options that can not be.
-
-        Raises:
-            InputError: a prompt, dimension or precision that there is not.
-        """
-        self._output(options)
-        self._prompt(options)
-
     async def embed(self, texts: Sequence[str], options: EmbedOptions | None = None) -> EmbedResult:
         """Embed texts; cancelling it frees their work.
 

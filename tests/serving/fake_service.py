@@ -51,7 +51,7 @@ class FakeService:
             return (array * 8 + (0 if precision == "int8" else 100)).astype(QUANTISED[precision])
         return array.astype(QUANTISED[precision])
 
-    def check(self, options: EmbedOptions) -> None:
+    def _check(self, options: EmbedOptions) -> None:
         if options.prompt_name is not None and options.prompt_name not in self.prompts:
             raise InputError(f"prompt_name is {options.prompt_name!r}, expected one of: ...")
         dim = options.truncate_dim
@@ -60,7 +60,7 @@ class FakeService:
 
     async def embed(self, texts, options: EmbedOptions = EmbedOptions()) -> EmbedResult:  # noqa: B008
         self.asked.append((list(texts), options))
-        self.check(options)
+        self._check(options)
         await self._work()
         vectors = self.vectors(texts, options.prompt_name, options.precision)
         tokens = np.array([len(text) + 2 for text in texts], dtype=np.int64)
@@ -68,7 +68,7 @@ class FakeService:
         return EmbedResult(vectors[:, :keep], tokens, Timings(0.001, 0.002, 0.003))
 
     async def tokenize(self, texts, prompt_name=None, add_special_tokens=True):
-        self.check(EmbedOptions(prompt_name=prompt_name))
+        self._check(EmbedOptions(prompt_name=prompt_name))
         await self._work()
         special = [Token(1, "<s>", True, None, None)] if add_special_tokens else []
         return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -31,6 +32,8 @@ from c2v_engine.serving.refusals import ComputeError, UnavailableError
 # Seconds between attempts to compute again after the model failed.
 _FIRST_RETRY = 1.0
 _LAST_RETRY = 30.0
+# For which batches stay smaller after one did not fit in memory.
+_SHRUNK_SECONDS = 600.0
 _log = logging.getLogger(__name__)
 
 
@@ -65,7 +68,8 @@ class Batcher:
         probe: tuple[ReadyText, OutputFormat],
         observers: Sequence[Observer] = (),
     ) -> None:
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = self._whole_batch = batch_tokens
+        self._shrunk = -math.inf
         self.failure: str | None = None
         self._runner = runner
         self._admission = admission
@@ -185,6 +189,8 @@ class Batcher:
                 self._changed.wait()
             if self._closing:
                 self._fail_waiting(UnavailableError("the server is shutting down"))
+            if time.monotonic() - self._shrunk > _SHRUNK_SECONDS:
+                self.batch_tokens = self._whole_batch  # whatever took the memory may be gone
             texts = self._queue.take(self.batch_tokens)
             for text in texts:
                 text.ticket.launched()
@@ -223,6 +229,7 @@ class Batcher:
             halves = texts[:middle], texts[middle:]
             largest = max(sum(text.ready.tokens for text in half) for half in halves)
             self.batch_tokens = min(self.batch_tokens, largest)
+            self._shrunk = time.monotonic()
             for half in halves:
                 self._launch(half)
         except Exception as error:

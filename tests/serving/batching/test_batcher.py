@@ -194,6 +194,18 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved_and_later_ones_are_no_lar
     assert all(sum(batch) <= 50 for batch in runner.batches)
 
 
+def test_batches_are_whole_again_some_time_after_memory_ran_out(live, monkeypatch):
+    runner = FakeRunner()
+    runner.memory = 50
+    batcher, _ = live(runner, begin=False)
+    ask(batcher, [20] * 10, before=batcher.start)
+    assert batcher.batch_tokens < BUDGET
+    runner.memory = 10**9
+    monkeypatch.setattr(module, "_SHRUNK_SECONDS", 0.0)
+    ask(batcher, [20] * 10)
+    assert batcher.batch_tokens == BUDGET
+
+
 def test_a_text_that_never_fits_in_memory_fails_its_own_request(live):
     runner = FakeRunner()
     runner.memory = 50
