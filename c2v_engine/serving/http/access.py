@@ -35,6 +35,7 @@ class RequestRecord:
         texts: that were embedded or tokenised.
         tokens: likewise.
         timings: of the embedding.
+        asked: seconds from its head's arrival until the embedding was asked for; 0 where it was not.
         seconds: from its head's arrival until the last of the answer was handed over.
         bytes_in: of its body, as far as it was read.
         bytes_out: of the answer's body.
@@ -49,6 +50,7 @@ class RequestRecord:
     texts: int
     tokens: int
     timings: Timings | None
+    asked: float
     seconds: float
     bytes_in: int
     bytes_out: int
@@ -70,6 +72,7 @@ class RequestNotes:
     texts: int = 0
     tokens: int = 0
     timings: Timings | None = None
+    asked: float | None = None  # by the clock of time.perf_counter
     error: str | None = None
 
 
@@ -125,6 +128,7 @@ class AccessMiddleware:
                 texts=notes.texts,
                 tokens=notes.tokens,
                 timings=notes.timings,
+                asked=0.0 if notes.asked is None else notes.asked - began,
                 seconds=time.perf_counter() - began,
                 bytes_in=exchange.bytes_in,
                 bytes_out=exchange.bytes_out,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -47,8 +48,9 @@ async def embed_response(
     precision = wanted_precision(request.headers.get("accept"))
     if precision is not None:
         options = replace(options, precision=precision)
-    result = await unless_left(request, service.embed(texts, options))
     notes = notes_of(request.scope)
+    notes.asked = time.perf_counter()
+    result = await unless_left(request, service.embed(texts, options))
     notes.texts, notes.tokens = len(texts), int(result.tokens.sum())
     notes.timings = result.timings
     headers = {"Server-Timing": server_timing(result.timings)}

@@ -40,9 +40,8 @@ _SECOND = 1_000_000_000  # nanoseconds
 class Tracing:
     """Is told of every request, and makes a span of it, a child of its caller's where there is one.
 
-    Under it stand the stages ``tokenize``, ``queue`` and ``compute`` with their real lengths, one
-    after the other from the request's begin: what a request spends outside them goes to reading
-    its body before and mostly to its answer after. Requests for health, metrics and the status
+    Under it stand the stages ``tokenize``, ``queue`` and ``compute`` as they came one after the
+    other: before them its body was read, after them its answer written. Requests for health, metrics and the status
     have no span while they succeed.
 
     Args:
@@ -93,7 +92,7 @@ class Tracing:
         if record.status >= 500:
             span.set_status(Status(StatusCode.ERROR))
         if record.timings is not None and span.is_recording():
-            inside, at = set_span_in_context(span), start
+            inside, at = set_span_in_context(span), start + int(record.asked * _SECOND)
             for stage in ("tokenize", "queue", "compute"):
                 child = self._tracer.start_span(stage, context=inside, start_time=at)
                 at += int(getattr(record.timings, stage) * _SECOND)

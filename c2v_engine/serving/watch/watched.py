@@ -73,6 +73,10 @@ class RequestRecord(Protocol):
         """Of its embeddings; None where there were none."""
 
     @property
+    def asked(self) -> float:
+        """Seconds from its arrival until its embeddings were asked for."""
+
+    @property
     def seconds(self) -> float:
         """From its arrival to its end."""
 

@@ -225,6 +225,7 @@ def test_listeners_are_told_of_a_request(client, records):
     assert (record.id, record.method, record.route) == ("mine-1", "POST", "/v1/embeddings")
     assert (record.status, record.texts, record.tokens, record.error) == (200, 2, 6, None)
     assert record.timings == Timings(0.001, 0.002, 0.003)
+    assert 0 < record.asked < record.seconds
     assert record.bytes_in == len(answer.request.content)
     assert record.bytes_out == len(answer.content)
     assert record.traceparent == "00-ab-cd-01"

@@ -104,7 +104,7 @@ def test_another_format_is_refused():
 
 def test_a_record_has_nothing_to_log_of_a_body():
     assert {field.name for field in fields(Record)} == {
-        *("id", "method", "route", "status", "texts", "tokens", "timings", "seconds"),
+        *("id", "method", "route", "status", "texts", "tokens", "timings", "seconds", "asked"),
         *("bytes_in", "bytes_out", "error", "traceparent"),
     }
 

@@ -64,6 +64,7 @@ class Record:
     texts: int = 2
     tokens: int = 9
     timings: Timings | None = TIMINGS
+    asked: float = 0.001
     seconds: float = 0.01
     bytes_in: int = 50
     bytes_out: int = 700
