@@ -35,7 +35,7 @@ class RequestRecord:
         texts: that were embedded or tokenised.
         tokens: likewise.
         timings: of the embedding.
-        asked: seconds from its head's arrival until the embedding was asked for; 0 where it was not.
+        asked: seconds from its head's arrival until embeddings were asked for; 0 where none were.
         seconds: from its head's arrival until the last of the answer was handed over.
         bytes_in: of its body, as far as it was read.
         bytes_out: of the answer's body.

@@ -41,8 +41,8 @@ class Tracing:
     """Is told of every request, and makes a span of it, a child of its caller's where there is one.
 
     Under it stand the stages ``tokenize``, ``queue`` and ``compute`` as they came one after the
-    other: before them its body was read, after them its answer written. Requests for health, metrics and the status
-    have no span while they succeed.
+    other: before them its body was read, after them its answer written. Requests for health,
+    metrics and the status have no span while they succeed.
 
     Args:
         provider: of OpenTelemetry's SDK; exports spans and decides which are kept.
