@@ -7,6 +7,7 @@ further.
 
 from __future__ import annotations
 
+import gc
 import inspect
 import re
 import shlex
@@ -73,6 +74,7 @@ def run_snippet(word):
 @pytest.mark.parametrize("word", LIBRARIES)
 def test_the_libraries_find_what_is_shown(word):
     run_snippet(word)
+    gc.collect()  # Haystack's store can not be freed at any time: see tests/integrations
 
 
 def test_ray_data_is_given_what_it_takes(monkeypatch):
