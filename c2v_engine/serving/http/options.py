@@ -34,6 +34,9 @@ class HttpOptions:
     body_seconds: float = 60.0
 
     def __post_init__(self) -> None:
+        for name in ("model_names", "api_keys", "cors_origins"):
+            if isinstance(getattr(self, name), str):
+                raise InputError(f"{name} is one string, expected a sequence of them")
         if not self.model_names or not all(self.model_names):
             raise InputError(f"model_names is {self.model_names!r}, expected at least one name")
         if not all(self.api_keys):
