@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -285,4 +286,8 @@ class _Server(uvicorn.Server):
             self.failure = error
             self.should_exit = True
         else:
+            # What is there now stays: a full collection that walks through all of torch and the
+            # model would stop every thread for a tenth of a second, again and again.
+            gc.collect()
+            gc.freeze()
             self.say("ready")
