@@ -5,10 +5,11 @@
 
 ``c2v serve`` runs as a process; requests go over kept connections to /v1/embeddings, base64. Half
 of them are single queries, half hold 8 to 32 docstrings of the standard library. Measured are:
-one query at a time on an idle server; the server kept full by a fixed number of requests, in turns
-with the offline engine; and loads at random moments (a Poisson process) of 1, 2 and 4 times what
-the offline engine embedded just before. The client shares the machine's processors, and says how
-much of them it took. Vectors are compared before anything is timed.
+one query at a time on an idle server; the server kept full by a fixed number of requests; and loads
+at random moments (a Poisson process) of 1, 2 and 4 times what the offline engine embeds of them.
+After each of these the offline engine embeds the very texts that were answered. The client shares
+the machine's processors, and says how much of them it took. Vectors are compared before anything is
+timed.
 """
 
 from __future__ import annotations
@@ -114,9 +115,9 @@ class LoadTest:
 
         return asyncio.run(run())
 
-    def offline(self) -> dict[str, float]:
-        """The offline engine's rates."""
-        return self._offline.measure(min(self._seconds, _MOST_OFFLINE_SECONDS))
+    def offline(self, numbers: list[int] | None = None) -> dict[str, float]:
+        """The offline engine's rates, at all requests or at those of these numbers."""
+        return self._offline.measure(min(self._seconds, _MOST_OFFLINE_SECONDS), numbers)
 
     def full(self, seconds: float | None = None) -> dict[str, Any]:
         """The server with always the same number of requests."""
@@ -190,10 +191,10 @@ def run(test: LoadTest, result: dict[str, Any], arguments: argparse.Namespace) -
     said = f"{overhead['p50']:.2f} ms outside tokenise and compute" if overhead else "no timings"
     print(f"one query alone: p50 {latency['p50']:.2f} ms, {said}", flush=True)
 
-    offline = [test.offline()]
+    capacity = result["offline"] = test.offline()
     for _ in range(arguments.repeats):
         row = test.full()
-        result["saturated"].append(compared(row, offline, test))
+        result["saturated"].append(compared(row, test))
         report.print_load(f"{arguments.connections} requests at once", row)
     ratios = [row["ratio"] for row in result["saturated"]]
     if ratios:
@@ -201,20 +202,20 @@ def run(test: LoadTest, result: dict[str, Any], arguments: argparse.Namespace) -
         print(f"the server kept full, of offline: {statistics.median(ratios):.1%} (median)")
     result["filled_at"] = test.now()
     for factor in arguments.loads:
-        row = test.offered(factor * offline[-1]["texts_per_second"])
-        result["offered"].append({"load": factor, **compared(row, offline, test)})
+        row = test.offered(factor * capacity["texts_per_second"])
+        result["offered"].append({"load": factor, **compared(row, test)})
         report.print_load(f"{factor:g}x", row)
-    result["offline"] = offline
 
 
-def compared(
-    row: dict[str, Any], offline: list[dict[str, float]], test: LoadTest
-) -> dict[str, Any]:
-    """Measure offline again; the row with its tokens a second, of those before and after it."""
-    offline.append(test.offline())
-    around = statistics.mean(one["tokens_per_second"] for one in offline[-2:])
-    row["offline_tokens_per_second"] = around
-    row["ratio"] = row["computed_tokens_per_second"] / around
+def compared(row: dict[str, Any], test: LoadTest) -> dict[str, Any]:
+    """The row beside the offline engine at the very requests that were answered.
+
+    Under more load than there is capacity the server answers more of the small requests, and short
+    texts give fewer tokens a second, offline as well.
+    """
+    offline = test.offline(row.pop("answered"))
+    row["offline"] = offline
+    row["ratio"] = row["computed_tokens_per_second"] / offline["tokens_per_second"]
     return row
 
 

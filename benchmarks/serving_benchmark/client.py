@@ -52,6 +52,7 @@ class Outcome:
         sent: when it was.
         ended: when the last byte of the answer was there.
         reply: without its body.
+        number: of the request.
     """
 
     kind: str
@@ -60,6 +61,7 @@ class Outcome:
     sent: float
     ended: float
     reply: Reply
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Client:
             reply = Reply(1)
         reply = Reply(reply.status, reply.tokens, reply.stages)
         due = sent if due is None else due
-        return Outcome(request.kind, len(request.texts), due, sent, ended, reply)
+        return Outcome(request.kind, len(request.texts), due, sent, ended, reply, request.number)
 
     async def ask(self, payload: bytes) -> Reply:
         """Send bytes, once, and wait for the answer."""

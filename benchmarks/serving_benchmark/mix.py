@@ -25,11 +25,13 @@ class Request:
         kind: ``query`` (one text) or ``document`` (several); the prompt of its texts.
         texts: to embed.
         payload: all its bytes, head and body.
+        number: its place among all requests.
     """
 
     kind: str
     texts: tuple[str, ...]
     payload: bytes
+    number: int = 0
 
 
 def docstrings(requests: int) -> list[str]:
@@ -70,7 +72,7 @@ def make_requests(
         else:
             kind = "query"
             chosen = (" ".join(draw(1)[0].split("\n\n")[0].split())[:_QUERY_CHARACTERS],)
-        requests.append(Request(kind, chosen, encode(kind, chosen, model, host)))
+        requests.append(Request(kind, chosen, encode(kind, chosen, model, host), row))
     return requests
 
 

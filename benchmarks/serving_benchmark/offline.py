@@ -45,9 +45,15 @@ class OfflineEngine:
         )
         self._ask({"model": model, "device": device, "requests": list(requests)})
 
-    def measure(self, seconds: float) -> dict[str, float]:
-        """Texts and tokens a second, over about so many seconds."""
-        answer: dict[str, float] = self._ask({"measure": seconds})
+    def measure(self, seconds: float, numbers: Sequence[int] | None = None) -> dict[str, float]:
+        """Texts and tokens a second, over about so many seconds.
+
+        Args:
+            seconds: about.
+            numbers: of the requests whose texts are embedded, in this order and over again; None
+                for all.
+        """
+        answer: dict[str, float] = self._ask({"measure": seconds, "numbers": numbers})
         return answer
 
     def embed(self, kind: str, texts: Sequence[str]) -> list[list[float]]:
@@ -79,13 +85,14 @@ def main() -> None:
     engine = Causal2Vec.from_pretrained(start["model"], device=start["device"])
     requests: list[tuple[str, list[str]]] = start["requests"]
 
-    def encode(count: int) -> tuple[int, float]:
+    def encode(count: int, numbers: list[int]) -> tuple[int, float]:
         """Embed the first requests until so many texts; their number and the seconds."""
         texts: dict[str, list[str]] = {kind: [] for kind in KINDS}
         taken = 0
-        for kind, some in requests:
+        for number in numbers:
             if taken >= count:
                 break
+            kind, some = requests[number]
             texts[kind] += some
             taken += len(some)
         begin = time.perf_counter()
@@ -94,7 +101,7 @@ def main() -> None:
         return taken, time.perf_counter() - begin
 
     for _ in range(2):  # the second one is a first guess of the rate
-        rate = _WARM_UP_TEXTS / encode(_WARM_UP_TEXTS)[1]
+        rate = _WARM_UP_TEXTS / encode(_WARM_UP_TEXTS, list(range(len(requests))))[1]
     print("{}", flush=True)
     for line in sys.stdin:
         command = json.loads(line)
@@ -103,8 +110,9 @@ def main() -> None:
             answer: Any = engine.encode(texts, prompt_name=kind, show_progress_bar=False).tolist()
         else:
             before, wanted, done, seconds = engine.stats.tokens, command["measure"], 0, 0.0
+            numbers = command["numbers"] or list(range(len(requests)))
             while seconds < 0.7 * wanted:  # all texts may take less
-                count, took = encode(max(_WARM_UP_TEXTS, int(rate * (wanted - seconds))))
+                count, took = encode(max(_WARM_UP_TEXTS, int(rate * (wanted - seconds))), numbers)
                 done, seconds = done + count, seconds + took
                 rate = count / took
             tokens = engine.stats.tokens - before

@@ -54,6 +54,7 @@ def describe_load(load: Load) -> dict[str, Any]:
         "offered_texts_per_second": sum(one.texts for one in load.outcomes) / load.seconds,
         "texts_per_second": sum(one.texts for one in counted) / window,
         "tokens_per_second": sum(one.reply.tokens for one in counted) / window,
+        "answered": [one.number for one in counted],
         "statuses": dict(sorted(Counter(str(o.reply.status) for o in load.outcomes).items())),
         "query_ms": quantiles([one.ended - one.due for one in good if one.kind == "query"]),
         "document_ms": quantiles([one.ended - one.due for one in good if one.kind == "document"]),

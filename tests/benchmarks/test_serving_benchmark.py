@@ -240,7 +240,8 @@ def test_a_short_run_gives_a_whole_result(tmp_path):
     assert set(full["statuses"]) == {"200"}
     assert set(offered["statuses"]) <= {"200", "429"}
     assert offered["load"] == 4
-    assert len(result["offline"]) == 3
+    assert result["offline"]["tokens_per_second"] > 0
+    assert full["ratio"] > 0
     assert result["memory"]["most_mib"] > 100
     assert "4x:" in done.stdout
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
-from uuid import uuid4
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -182,4 +182,4 @@ def request_id(given: str | None) -> str:
     """A request's id: the one it came with, where that is short visible ASCII, else a new one."""
     if given is not None and _REQUEST_ID.fullmatch(given):
         return given
-    return uuid4().hex
+    return os.urandom(16).hex()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import queue
 import select
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -30,6 +29,7 @@ Level = Literal["info", "error"]
 _CLIENT_LEFT = 499
 _MOST_CHARACTERS = 200
 _LINES_A_WRITE = 256
+_WRITE_SECONDS = 0.02
 
 
 class _Event(NamedTuple):
@@ -77,9 +77,9 @@ class AccessLog:
         self._line, self._gap, self._event_line = _FORMATS[format]
         self._quiet_routes = frozenset(quiet_routes)
         self._sink = _open(sys.stderr if stream is None else stream)
-        self._waiting: queue.Queue[tuple[float, RequestRecord | _Event] | None] = queue.Queue(
-            capacity
-        )
+        self._capacity = capacity
+        self._waiting: deque[_Entry] = deque()
+        self._wake, self._closing = threading.Event(), threading.Event()
         self._said = 0
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._write_all, name="access-log", daemon=True)
@@ -103,27 +103,30 @@ class AccessLog:
 
     def close(self, timeout: float = 2.0) -> None:
         """Write what waits, for at most ``timeout`` seconds: a blocked stream stops no shutdown."""
-        end = time.monotonic() + timeout
-        with contextlib.suppress(queue.Full):
-            self._waiting.put(None, timeout=timeout)
-            self._thread.join(max(end - time.monotonic(), 0.0))
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(timeout)
 
     def _write_all(self) -> None:
         ended = False
         while not ended:
-            waiting = [self._waiting.get()]
-            with contextlib.suppress(queue.Empty):
-                while len(waiting) < _LINES_A_WRITE:
-                    waiting.append(self._waiting.get_nowait())
-            ended = None in waiting
-            self._write([entry for entry in waiting if entry is not None])
+            self._wake.wait()
+            self._wake.clear()
+            # Lines are written some together: to wake a thread for each would cost the event loop
+            # more than all else that a request costs it here.
+            ended = self._closing.wait(_WRITE_SECONDS)
+            while self._waiting:
+                count = min(len(self._waiting), _LINES_A_WRITE)
+                self._write([self._waiting.popleft() for _ in range(count)])
         self._sink.close()
 
     def _put(self, entry: RequestRecord | _Event) -> None:
-        try:
-            self._waiting.put_nowait((time.time(), entry))
-        except queue.Full:
+        if len(self._waiting) >= self._capacity:
             self._drop(1)
+            return
+        self._waiting.append((time.time(), entry))
+        if not self._wake.is_set():
+            self._wake.set()
 
     def _line_of(self, moment: float, entry: RequestRecord | _Event) -> bytes:
         if isinstance(entry, _Event):

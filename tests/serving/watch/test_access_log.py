@@ -125,7 +125,7 @@ def test_a_blocked_stream_holds_nobody_and_what_was_left_out_is_said():
     stream = BlockedStream()
     log = AccessLog("json", stream, capacity=10)
     log.request(Record(id="first"))
-    while not log._waiting.empty():
+    while log._waiting:
         time.sleep(0.001)
     begun = time.monotonic()
     for _ in range(1000):
