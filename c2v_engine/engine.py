@@ -30,7 +30,8 @@ from c2v_engine.runtime.options import (
 )
 from c2v_engine.runtime.progress import ProgressReporter
 from c2v_engine.runtime.ranges import Ranges
-from c2v_engine.runtime.runner import EncodeStats, Runner
+from c2v_engine.runtime.runner import Runner
+from c2v_engine.runtime.stats import EncodeStats
 from c2v_engine.runtime.workers import WorkerPool
 from c2v_engine.similarity import cosine_similarity
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from c2v_engine.runtime.runner import LENGTH_BUCKETS, EncodeStats
+from c2v_engine.runtime.stats import LENGTH_BUCKETS, EncodeStats
 from c2v_engine.runtime.tokenization import TokenizedText
 
 

@@ -21,7 +21,7 @@ from queue import Empty, SimpleQueue
 import torch
 
 from c2v_engine.errors import BackendError
-from c2v_engine.runtime.runner import EncodeStats
+from c2v_engine.runtime.stats import EncodeStats
 from c2v_engine.runtime.units import Call, Outcome, Unit
 from c2v_engine.runtime.worker_handle import Worker, end_workers
 from c2v_engine.runtime.worker_process import Done, Failed, Job, Recall, Recalled, bytes_of

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from c2v_engine.model.pooling import OutputFormat
-from c2v_engine.runtime.runner import EncodeStats
+from c2v_engine.runtime.stats import EncodeStats
 
 # A smaller unit costs more to send and start than its work is worth to another worker.
 _LEAST_CHARACTERS = 4096

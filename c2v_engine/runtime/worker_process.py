@@ -29,7 +29,8 @@ from c2v_engine.model.device import resolve_device
 from c2v_engine.model.loading import Placement
 from c2v_engine.model.pooling import OutputFormat
 from c2v_engine.runtime.opening import PipelineOptions, open_pipeline
-from c2v_engine.runtime.runner import EncodeStats, Runner
+from c2v_engine.runtime.runner import Runner
+from c2v_engine.runtime.stats import EncodeStats
 
 # The pipe ends with the parent, but for a forked copy of the parent that still holds it open.
 _PARENT_CHECK_SECONDS = 5.0

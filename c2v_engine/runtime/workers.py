@@ -19,7 +19,8 @@ from c2v_engine.model.pooling import OutputFormat
 from c2v_engine.runtime.dispatch import Dispatcher
 from c2v_engine.runtime.opening import PipelineOptions
 from c2v_engine.runtime.pipeline import take_window
-from c2v_engine.runtime.runner import EncodeStats, Runner
+from c2v_engine.runtime.runner import Runner
+from c2v_engine.runtime.stats import EncodeStats
 from c2v_engine.runtime.units import Call, Outcome, Unit, cut_by_cost
 from c2v_engine.runtime.worker_handle import start_workers
 from c2v_engine.runtime.worker_process import Opener, open_worker

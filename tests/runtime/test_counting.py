@@ -13,7 +13,7 @@ from checkpoints import Recipe
 from c2v_engine.errors import TextError
 from c2v_engine.runtime import counting
 from c2v_engine.runtime.counting import Counter
-from c2v_engine.runtime.runner import LENGTH_BUCKETS, EncodeStats
+from c2v_engine.runtime.stats import LENGTH_BUCKETS, EncodeStats
 
 
 @pytest.fixture

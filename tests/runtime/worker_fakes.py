@@ -15,7 +15,8 @@ import torch
 from c2v_engine.errors import CheckpointError, TextError
 from c2v_engine.model.loading import Placement
 from c2v_engine.runtime import worker_process
-from c2v_engine.runtime.runner import EncodeStats, Runner
+from c2v_engine.runtime.runner import Runner
+from c2v_engine.runtime.stats import EncodeStats
 from c2v_engine.runtime.worker_process import Opened
 
 # More than tests wait for anything: what ends by this has failed already.
