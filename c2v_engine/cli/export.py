@@ -32,7 +32,7 @@ def triton(
     instances: Annotated[int, typer.Option(min=1, help="Copies of it on each device.")] = 1,
     dtype: DtypeOption = "auto",
     precision: Annotated[
-        Precision, typer.Option(help="Of the embeddings; all but bfloat16.")
+        Precision, typer.Option(help="Of the embeddings; bfloat16 is refused.")
     ] = Precision.FLOAT32,
     normalize: Annotated[
         bool | None, typer.Option("--normalize/--no-normalize", help="Else as the model says.")

@@ -23,7 +23,11 @@ class LogFormat(str, Enum):
 def serve(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", show_default=False, help="Folder or Hub name."),
+        typer.Argument(
+            metavar="MODEL",
+            show_default=False,
+            help="Folder or Hub name; else the shipped model.",
+        ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8080,
@@ -47,9 +51,9 @@ def serve(
     truncate: Annotated[
         bool, typer.Option(help="Shorten long texts where a request does not say; else refuse.")
     ] = False,
-    max_texts: Annotated[int, typer.Option(min=1, help="Of a request.")] = 2048,
+    max_texts: Annotated[int, typer.Option(min=1, help="Most texts of a request.")] = 2048,
     max_body_mb: Annotated[
-        float, typer.Option(min=0.001, max=4096, help="Of a request, in MiB.")
+        float, typer.Option(min=0.001, max=4096, help="Most MiB of a request's body.")
     ] = 16.0,
     tokenizer_threads: Annotated[
         int, typer.Option(min=1, help="Requests tokenised side by side.")
@@ -65,7 +69,9 @@ def serve(
         float,
         typer.Option(min=1, max=86400, help="Seconds to finish what was accepted, after a signal."),
     ] = 30.0,
-    log_format: Annotated[LogFormat, typer.Option(help="Of the log.")] = LogFormat.TEXT,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="Of the log, on standard error.")
+    ] = LogFormat.TEXT,
     otel: Annotated[
         bool, typer.Option("--otel", help="Trace by OpenTelemetry, set by OTEL_* variables.")
     ] = False,
