@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from c2v_engine.errors import InputError, MissingPackageError
+from c2v_engine.serving.connections import Connection
 from c2v_engine.serving.http.app import create_app
 from c2v_engine.serving.http.options import HttpOptions
 from c2v_engine.serving.service import EmbeddingService, ServiceOptions
@@ -218,6 +219,7 @@ class _Server(uvicorn.Server):
             log_level="warning",
             access_log=False,
             server_header=False,
+            http=Connection,
             # Nothing is done with a client's address, so none is taken from a proxy's headers.
             proxy_headers=False,
             ws="none",
