@@ -257,12 +257,16 @@ class _Server(uvicorn.Server):
         ]
         await asyncio.sleep(_LINGER)
         await super().shutdown(sockets)
-        # A connection that is still there has an answer that its client has not taken yet.
-        self.whole = not self.server_state.tasks and not self.server_state.connections
         # Not waited for in a thread: the loop would not end before that.
         end = time.monotonic() + self._grace
         while self._warming.is_alive() and not self.force_exit and time.monotonic() < end:
             await asyncio.sleep(_TICK)
+
+    async def _wait_tasks_to_complete(self) -> None:
+        self.whole = False  # cancelled where it takes too long, and so are the requests
+        await super()._wait_tasks_to_complete()
+        # A connection that is still there has an answer that its client has not taken yet.
+        self.whole = not self.server_state.tasks and not self.server_state.connections
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

@@ -290,6 +290,23 @@ def test_a_second_signal_ends_at_once_and_says_so_by_its_code(start):
     assert "some of what was accepted is not answered" in process.log.read_text()
 
 
+def test_what_is_not_done_within_the_grace_is_refused_and_the_code_says_so(start):
+    process = start("--batch-tokens", "1", "--queue-tokens", "10000000", "--grace", "1")
+    process.wait_for("c2v serve: (ready)")
+    body = json.dumps({"inputs": [TEXT * 8] * 2000})
+    connection = http.client.HTTPConnection("127.0.0.1", process.port, timeout=60)
+    connection.request("POST", "/embed", body, {"Content-Type": "application/json"})
+    time.sleep(0.5)
+    process.popen.send_signal(signal.SIGTERM)
+    response = connection.getresponse()
+    assert response.status == 503
+    assert "shutting down" in json.loads(response.read())["error"]
+    assert process.popen.wait(30) == 1
+    log = process.log.read_text()
+    assert "some of what was accepted is not answered" in log
+    assert "Traceback" not in log
+
+
 def test_an_answer_that_is_not_taken_in_time_is_not_given_as_answered(start):
     process = start("--grace", "1", "--log-format", "json")
     process.wait_for("c2v serve: (ready)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
@@ -15,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from c2v_engine.serving.contract import Timings
+from c2v_engine.serving.refusals import UnavailableError
 
 UNMATCHED = "unmatched"
 CLIENT_LEFT = 499
@@ -112,6 +114,14 @@ class AccessMiddleware:
         notes = notes_of(scope)
         try:
             await self.app(scope, exchange.receive, exchange.send)
+        except asyncio.CancelledError:
+            # By a server that stops for good: its clients are to ask another.
+            if exchange.status:
+                raise
+            response, notes.error = self.failure(
+                UnavailableError("the server is shutting down"), scope["path"]
+            )
+            await response(scope, exchange.receive, exchange.send)
         except Exception as error:
             _log.exception("request %s failed", exchange.id)
             response, notes.error = self.failure(error, scope["path"])
