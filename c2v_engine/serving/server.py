@@ -132,6 +132,7 @@ def serve(engine: EngineSpec, http: dict[str, object], options: ServerOptions) -
                 server.run(sockets=[listener])
             finally:
                 service.close()
+                gc.unfreeze()  # else extensions tell of leaks when the interpreter ends
             if server.failure is None:
                 server.say(_ANSWERED if server.whole else _NOT_ANSWERED)
     if server.failure is not None:
