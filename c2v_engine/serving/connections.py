@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from c2v_engine.errors import MissingPackageError
 
 try:
     import httptools
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 except ImportError as error:
     raise MissingPackageError("uvicorn", "serve") from error
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
 
 # Most bytes of a head, of trailers, and of what else stands between two parts of a body.
 HEAD_BYTES = 64 * 2**10
@@ -27,6 +30,7 @@ class Connection(HttpToolsProtocol):
     - Requests to go on by another protocol are passed over, as RFC 9110 has it, and answered by
       this one. The parser would take their bodies for the other protocol's; Java's client sends
       ``Upgrade: h2c`` with all of them.
+    - A client that leaves is seen by the request that is being answered, also where it sent more.
     - Trailers are no headers: what a proxy checked is all there is.
     """
 
@@ -36,6 +40,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._head_bytes = 0  # since the message began, or the last part of its body came
         self._in_head = False
+        self._running: RequestResponseCycle | None = None
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -46,6 +51,10 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It is over."""
         self._stop_waiting()
+        if self._running is not None:
+            # Not the last one, where more was sent before its answer.
+            self._running.disconnected = not self._running.response_complete
+            self._running.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -85,6 +94,10 @@ class Connection(HttpToolsProtocol):
         """Some of the body came."""
         self._head_bytes = 0
         super().on_body(body)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     @property
     def _answering(self) -> bool:

@@ -4,6 +4,8 @@ import contextlib
 import json
 import re
 import socket
+import threading
+import time
 
 import pytest
 from fastapi import FastAPI, Request
@@ -24,6 +26,9 @@ class Impatient(Connection):
     head_seconds = 0.2
 
 
+left = threading.Event()
+
+
 @pytest.fixture(scope="module")
 def port():
     app = FastAPI()
@@ -32,6 +37,13 @@ def port():
     async def echo(request: Request):
         body = await request.body()
         return {"body": body.decode(), "headers": dict(request.headers)}
+
+    @app.post("/wait")
+    async def wait(request: Request):
+        await request.body()
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        left.set()
 
     with running(app, http=Impatient) as url:
         yield int(url.rsplit(":", 1)[1])
@@ -101,6 +113,14 @@ def test_a_head_that_does_not_come_frees_its_connection(client, sent):
 def test_a_second_head_that_does_not_come_frees_its_connection(client):
     client.sendall(HEAD + LENGTH + b"\r\n" + BODY + b"POST / HT")
     assert re.findall(rb"HTTP/1.1 (\d+)", rest(client)) == [b"200", b"408"]
+
+
+def test_a_client_that_leaves_after_several_requests_is_seen_by_the_first(client):
+    request = HEAD.replace(b"/", b"/wait", 1) + LENGTH + b"\r\n" + BODY
+    client.sendall(request * 3)
+    time.sleep(0.1)
+    client.close()
+    assert left.wait(10)
 
 
 def test_trailers_are_no_headers(client):
