@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from c2v_engine.errors import InputError
 from c2v_engine.serving.contract import EmbedOptions, EmbedResult
 from c2v_engine.serving.http.accept import JSON
 from c2v_engine.serving.http.bodies import BodyReader, listed
@@ -48,11 +49,18 @@ _JSON_NAMES = {
 
 
 def served_models(service: EmbeddingService, options: HttpOptions) -> dict[str, str | None]:
-    """The prompt of every name by which clients may ask: of NAME none, of NAME:PROMPT that one."""
+    """The prompt of every name by which clients may ask: of NAME none, of NAME:PROMPT that one.
+
+    Raises:
+        InputError: a name that means a prompt of another one.
+    """
     names: dict[str, str | None] = dict.fromkeys(options.model_names)
     for name in options.model_names:
         for prompt in service.prompts:
-            names.setdefault(f"{name}:{prompt}", prompt)
+            both = f"{name}:{prompt}"
+            if both in options.model_names:
+                raise InputError(f"name {both!r} means prompt {prompt!r} of {name!r}: leave it out")
+            names[both] = prompt
     return names
 
 

@@ -7,6 +7,7 @@ import base64
 import numpy as np
 import pytest
 
+from c2v_engine.errors import InputError
 from c2v_engine.serving.contract import EmbedOptions
 
 TEXTS = ["a cat", "a dog", ""]
@@ -180,6 +181,11 @@ def test_a_model_name_may_have_a_slash_and_a_colon(client_of):
     assert embeddings(client, input="a", model="org/name:latest:query").status_code == 200
     assert client.get("/v1/models/org%2Fname:latest").json()["id"] == "org/name:latest"
     assert client.get("/v1/models/org/name:latest").status_code == 200
+
+
+def test_a_name_that_means_a_prompt_of_another_is_refused(client_of):
+    with pytest.raises(InputError, match="'fake:query' means prompt 'query' of 'fake'"):
+        client_of(model_names=("fake:query", "fake"))
 
 
 @pytest.mark.parametrize("count", [1, 300])
