@@ -35,6 +35,8 @@ _REFUSALS: tuple[tuple[type[C2VError], int, str], ...] = (
     (TimedOutError, 504, "timed_out"),
     (ComputeError, 500, "compute_failed"),
 )
+# Options of the engine of which its messages speak first, as requests name them.
+_FIELDS = {"truncate_dim": "dimensions", "prompt_name": "prompt_name"}
 _ROUTING = {
     404: ("not_found", "there is no such path, expected one of /openapi.json"),
     405: ("method_not_allowed", "the path does not take this method, expected one of Allow"),
@@ -99,7 +101,10 @@ def problem_of(error: Exception) -> Problem:
         return Problem(error.status_code, message, code, headers=headers)
     for kind, status, code in _REFUSALS:
         if isinstance(error, kind):
-            return Problem(status, str(error), code, headers=_retry_after(error))
+            option, _, rest = str(error).partition(" is ")
+            param = _FIELDS.get(option)
+            message = str(error) if param is None else f"{param} is {rest}"
+            return Problem(status, message, code, param, _retry_after(error))
     return Problem(500, "the server failed; its log says why", "internal_error")
 
 

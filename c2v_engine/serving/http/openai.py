@@ -185,6 +185,8 @@ class _OpenAIRoutes:
 def explain_input(problem: Any) -> str | None:
     """Says what texts may be, and of token ids what to do about them; None of another problem."""
     name, *where = problem["loc"]
+    if name in ("input", "inputs") and problem["type"] == "too_short":
+        return f"{name} is an empty list, expected at least one text"
     if name not in ("input", "inputs") or problem["type"] not in ("string_type", "list_type"):
         return None
     first = problem["input"]

@@ -38,7 +38,7 @@ def test_fields_become_options(client, service):
         ({"inputs": "a", "truncation_direction": "Left"}, "expected 'Right'"),
         ({"inputs": "a", "truncation_direction": "left"}, "expected 'Right'"),
         ({"inputs": [[1, 2]]}, "token ids"),
-        ({"inputs": []}, "at least 1"),
+        ({"inputs": []}, "at least one text"),
         ({"inputs": "a", "parameters": {}}, "parameters is no field"),
         ({"inputs": "a", "encoding_format": "base64"}, "'float'"),
         ({"input": "a"}, "inputs is missing"),
