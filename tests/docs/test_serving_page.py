@@ -121,11 +121,14 @@ def test_the_defaults_in_the_text_are_those_of_the_command():
 
 
 def test_the_limits_without_an_option_are_those_of_the_server():
+    from c2v_engine.serving.connections import HEAD_BYTES, HEAD_SECONDS
     from c2v_engine.serving.http.options import HttpOptions
 
     options = HttpOptions(("default",))
     assert f"| characters of a text | | {options.max_characters:,} |" in PAGE
     assert f"| seconds in which a body arrives | | {options.body_seconds:g} |" in PAGE
+    assert f"| seconds in which a head arrives | | {HEAD_SECONDS:g} |" in PAGE
+    assert f"| bytes of a head | | {HEAD_BYTES:,}, " in PAGE
 
 
 def test_docker_commands_name_what_is_there():
@@ -215,8 +218,8 @@ def test_the_statuses_are_those_that_the_server_documents(answered):
         for status in routes[path]["post"]["responses"]
     }
     told = set(re.findall(r"^\| (\d{3}) \|", PAGE, flags=re.MULTILINE))
-    # Of any server: no such route, no such method.
-    assert told - {"404", "405"} == embed - {"200", "404", "405"}
+    # Of any server: no such route, no such method, a head that is too long.
+    assert told - {"404", "405", "431"} == embed - {"200", "404", "405"}
 
 
 def test_the_log_line_has_the_fields_of_a_real_one(answered):
