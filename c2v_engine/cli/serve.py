@@ -52,6 +52,9 @@ def serve(
         bool, typer.Option(help="Shorten long texts where a request does not say; else refuse.")
     ] = False,
     max_texts: Annotated[int, typer.Option(min=1, help="Most texts of a request.")] = 2048,
+    max_characters: Annotated[
+        int, typer.Option(min=1, help="Of a text, however little of it the model reads.")
+    ] = 200_000,
     max_body_mb: Annotated[
         float, typer.Option(min=0.001, max=4096, help="Most MiB of a request's body.")
     ] = 16.0,
@@ -97,6 +100,7 @@ def serve(
         "api_keys": keys,
         "cors_origins": tuple(cors_origin or ()),
         "max_texts": max_texts,
+        "max_characters": max_characters,
         "max_body_bytes": round(max_body_mb * 2**20),
     }
     spec = EngineSpec(model, device, dtype, attention, deterministic)

@@ -125,7 +125,7 @@ def test_the_limits_without_an_option_are_those_of_the_server():
     from c2v_engine.serving.http.options import HttpOptions
 
     options = HttpOptions(("default",))
-    assert f"| characters of a text | | {options.max_characters:,} |" in PAGE
+    assert f"| characters of a text | `--max-characters` | {options.max_characters:,} |" in PAGE
     assert f"| seconds in which a body arrives | | {options.body_seconds:g} |" in PAGE
     assert f"| seconds in which a head arrives | | {HEAD_SECONDS:g} |" in PAGE
     assert f"| bytes of a head | | {HEAD_BYTES:,}, " in PAGE

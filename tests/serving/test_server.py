@@ -149,7 +149,7 @@ def test_a_process_says_what_it_does_and_asks_for_keys(start, monkeypatch):
         text = response.read().decode()
     names = [model["id"] for model in json.loads(text)["data"]]
     assert [name for name in names if ":" not in name] == ["mine", "other"]
-    process.popen.send_signal(signal.SIGINT)
+    process.popen.send_signal(signal.SIGHUP)
     assert process.popen.wait(60) == 0
     assert "first" not in process.log.read_text()
     assert process.log.read_text().endswith("ended: all that was accepted is answered\n")

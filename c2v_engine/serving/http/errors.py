@@ -39,7 +39,10 @@ _REFUSALS: tuple[tuple[type[C2VError], int, str], ...] = (
 _FIELDS = {"truncate_dim": "dimensions", "prompt_name": "prompt_name"}
 _ROUTING = {
     404: ("not_found", "there is no such path: /openapi.json lists those that there are"),
-    405: ("method_not_allowed", "the path does not take this method: the header Allow names its own"),
+    405: (
+        "method_not_allowed",
+        "the path does not take this method: the header Allow names its own",
+    ),
 }
 _OPENAI_TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 _TEI_TYPES = {429: "Overloaded", 500: "Backend", 503: "Unhealthy", 504: "Overloaded"}

@@ -30,7 +30,7 @@ class HttpOptions:
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 16 * 2**20
     max_texts: int = 2048
-    max_characters: int = 1_000_000
+    max_characters: int = 200_000
     body_seconds: float = 60.0
 
     def __post_init__(self) -> None:
