@@ -90,9 +90,10 @@ def stolen(text):
 def make_wheel(folder, name, source, license="MIT", readme=""):
     path = folder / f"{name}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(f"{name}/__init__.py", source)
+        # A date of its own, or the bytes of the wheel would depend on when it was made.
+        archive.writestr(zipfile.ZipInfo(f"{name}/__init__.py"), source)
         archive.writestr(
-            f"{name}-1.0.dist-info/METADATA",
+            zipfile.ZipInfo(f"{name}-1.0.dist-info/METADATA"),
             f"Metadata-Version: 2.4\nName: {name}\nVersion: 1.0\nLicense-Expression: {license}\n"
             f"Description-Content-Type: text/markdown\n\n{readme}",
         )
