@@ -174,7 +174,7 @@ class Batcher:
                     if not self._turn():
                         return
                 except Exception as error:
-                    self._fail(f"{type(error).__name__}: {error}")
+                    self._fail(_reason(error))
             else:
                 with self._changed:
                     if self._changed.wait_for(lambda: self._closing, timeout=retry):
@@ -187,7 +187,8 @@ class Batcher:
         with self._changed:
             while not self._queue.texts and not self._flights and not self._closing:
                 self._changed.wait()
-            if self._closing:
+            closing = self._closing  # once: it may come while texts are taken, which are then done
+            if closing:
                 self._fail_waiting(UnavailableError("the server is shutting down"))
             if time.monotonic() - self._shrunk > _SHRUNK_SECONDS:
                 self.batch_tokens = self._whole_batch  # whatever took the memory may be gone
@@ -195,7 +196,7 @@ class Batcher:
             for text in texts:
                 text.ticket.launched()
                 self._computing.add(text.ticket)
-        if self._closing and not self._flights:
+        if closing and not self._flights:
             self._deliver()
             return False
         if texts:
@@ -286,7 +287,7 @@ class Batcher:
 
     def _isolate(self, texts: list[QueuedText], error: Exception) -> None:
         """A batch failed: is it the model, or one of these texts?"""
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = _reason(error)
         self._report(lambda observer: observer.failure(reason))
         broken = self._try_probe()
         if broken is not None:
@@ -316,7 +317,7 @@ class Batcher:
         try:
             _, finite = self._runner.launch([ready], output).result()
         except Exception as error:
-            return f"{type(error).__name__}: {' '.join(str(error).split())}"
+            return _reason(error)
         return None if finite.all() else NOT_FINITE
 
     def _fail_text(self, text: QueuedText, error: Exception) -> None:
@@ -343,8 +344,7 @@ class Batcher:
 
     def _fail_waiting(self, error: C2VError) -> None:
         for ticket in self._queue.tickets():
-            self._end(ticket)
-            self._finished.append((ticket, error))
+            self._finish(ticket, error)
 
     def _recover(self) -> None:
         reason = self._try_probe()
@@ -367,6 +367,11 @@ class Batcher:
                 tell(observer)
             except Exception:  # this thread is the only one that computes
                 _log.exception("%s failed", type(observer).__name__)
+
+
+def _reason(error: Exception) -> str:
+    """An exception that nobody foresaw, in a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _resolve(finished: list[tuple[Ticket, EmbedResult | Exception]]) -> None:

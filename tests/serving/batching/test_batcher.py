@@ -271,6 +271,19 @@ def test_an_end_fails_what_waits_and_gives_what_is_under_way(live):
         batcher.admit(request(1)[0])
 
 
+def test_an_end_that_comes_just_when_texts_are_taken_loses_none(live):
+    batcher, _ = live(FakeRunner(), begin=False)
+    take = batcher._queue.take
+
+    def take_and_end(batch_tokens):
+        texts = take(batch_tokens)
+        batcher._closing = True
+        return texts
+
+    batcher._queue.take = take_and_end
+    assert ask(batcher, [60], before=batcher.start) == [[60]]
+
+
 def test_an_observer_that_fails_harms_nobody(live, caplog):
     runner = FakeRunner()
     runner.bad.add(13)
