@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, FastAPI
@@ -34,8 +33,6 @@ from c2v_engine.serving.http.tei import add_tei_routes
 if TYPE_CHECKING:
     from c2v_engine.serving.service import EmbeddingService
 
-Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
-
 _NO_KEY = Problem(
     401,
     "the API key is missing or wrong, expected 'Authorization: Bearer KEY'",
@@ -52,7 +49,6 @@ def create_app(
     *,
     listeners: Sequence[RequestListener] = (),
     routers: Sequence[APIRouter] = (),
-    lifespan: Lifespan | None = None,
 ) -> FastAPI:
     """An app that answers for a service.
 
@@ -61,7 +57,6 @@ def create_app(
         options: the operator's.
         listeners: are told of every request once it is answered.
         routers: further routes.
-        lifespan: what to do around the time in which requests are taken.
     """
     app = FastAPI(
         title="C2V Engine",
@@ -72,7 +67,6 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=lifespan,
     )
     add_openai_routes(app, service, options)
     add_tei_routes(app, service, options)

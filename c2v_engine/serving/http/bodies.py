@@ -21,6 +21,14 @@ Result = TypeVar("Result")
 # Below this parsing takes less than a hop to a thread and back does.
 _INLINE_BYTES = 64 * 2**10
 _CLOSE = (("Connection", "close"),)
+_JSON_NAMES = {
+    dict: "an object",
+    list: "a list",
+    bool: "a truth value",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
 
 
 class BodyReader:
@@ -29,18 +37,11 @@ class BodyReader:
     Args:
         model: what a body must be.
         options: bounds of it.
-        explain: says more of a body that is not what it must be; None where it has nothing to add.
     """
 
-    def __init__(
-        self,
-        model: type[Body],
-        options: HttpOptions,
-        explain: Callable[[Any], str | None] = lambda _: None,
-    ) -> None:
+    def __init__(self, model: type[Body], options: HttpOptions) -> None:
         self._adapter: TypeAdapter[Body] = TypeAdapter(model)
         self._options = options
-        self._explain = explain
         self._names = [
             (name, b'"%s"' % name.encode()) for name in model.model_json_schema()["properties"]
         ]
@@ -86,7 +87,7 @@ class BodyReader:
         # of several the last, which takes lists.
         same = [problem for problem in problems if problem["loc"][0] == first["loc"][0]]
         worst = max(reversed(same), key=lambda problem: len(problem["loc"]))
-        message = self._explain(worst) or _line(name, worst)
+        message = _input_line(worst) or _line(name, worst)
         code = {"missing": "missing_field", "extra_forbidden": "unknown_field"}.get(
             worst["type"], "invalid_type" if "type" in worst["type"] else "invalid_value"
         )
@@ -186,6 +187,26 @@ def _too_large(options: HttpOptions) -> RefusedError:
         f"the body is longer than {options.max_body_bytes} bytes, the most of a request",
         "request_too_large",
     )
+
+
+def _input_line(problem: Any) -> str | None:
+    """Says what texts may be, and of token ids what to do about them; None of another problem."""
+    name, *where = problem["loc"]
+    if name in ("input", "inputs") and problem["type"] == "too_short":
+        return f"{name} is an empty list, expected at least one text"
+    if name not in ("input", "inputs") or problem["type"] not in ("string_type", "list_type"):
+        return None
+    first = problem["input"]
+    if isinstance(first, list) and first:
+        first = first[0]
+    if type(first) is int:
+        return (
+            f"{name} holds token ids, expected text: this model reads each text by two tokenizers "
+            "(LangChain's OpenAIEmbeddings: set check_embedding_ctx_length=False)"
+        )
+    place = "".join(f".{part}" for part in where if isinstance(part, int))
+    kind = _JSON_NAMES.get(type(problem["input"]), "something else")
+    return f"{name}{place} is {kind}, expected text, or a list of texts"
 
 
 def _line(name: str, problem: Any) -> str:

@@ -44,7 +44,7 @@ _ROUTING = {
         "the path does not take this method: the header Allow names its own",
     ),
 }
-_OPENAI_TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+_OPENAI_TYPES = {429: "rate_limit_error"}
 _TEI_TYPES = {429: "Overloaded", 500: "Backend", 503: "Unhealthy", 504: "Overloaded"}
 
 

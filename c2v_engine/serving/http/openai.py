@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from c2v_engine.errors import InputError
-from c2v_engine.serving.contract import EmbedOptions, EmbedResult
+from c2v_engine.serving.contract import EmbedResult
 from c2v_engine.serving.http.accept import JSON
 from c2v_engine.serving.http.bodies import BodyReader, listed
 from c2v_engine.serving.http.document import (
@@ -36,16 +36,6 @@ from c2v_engine.serving.http.schemas import (
 
 if TYPE_CHECKING:
     from c2v_engine.serving.service import EmbeddingService
-
-
-_JSON_NAMES = {
-    dict: "an object",
-    list: "a list",
-    bool: "a truth value",
-    int: "a number",
-    float: "a number",
-    type(None): "null",
-}
 
 
 def served_models(service: EmbeddingService, options: HttpOptions) -> dict[str, str | None]:
@@ -108,7 +98,7 @@ class _OpenAIRoutes:
         self._service = service
         self._options = options
         self._models = served_models(service, options)
-        self._reader = BodyReader(OpenAIEmbeddingsRequest, options, explain_input)
+        self._reader = BodyReader(OpenAIEmbeddingsRequest, options)
         self._created = int(time.time())
 
     def schema(self) -> dict[str, Any]:
@@ -134,12 +124,7 @@ class _OpenAIRoutes:
 
     async def embeddings(self, request: Request) -> Response:
         body: OpenAIEmbeddingsRequest = await self._reader.read(request)
-        options = EmbedOptions(
-            prompt_name=self._prompt_name(body),
-            normalize=body.normalize,
-            truncate_dim=body.dimensions,
-            truncate=body.truncate,
-        )
+        options = body.options(self._prompt_name(body))
 
         def as_json(result: EmbedResult) -> bytes:
             encoding = body.encoding_format or "float"
@@ -180,26 +165,6 @@ class _OpenAIRoutes:
         return refuse(
             404, f"model is {name!r}, expected one of: {known}", "model_not_found", "model"
         )
-
-
-def explain_input(problem: Any) -> str | None:
-    """Says what texts may be, and of token ids what to do about them; None of another problem."""
-    name, *where = problem["loc"]
-    if name in ("input", "inputs") and problem["type"] == "too_short":
-        return f"{name} is an empty list, expected at least one text"
-    if name not in ("input", "inputs") or problem["type"] not in ("string_type", "list_type"):
-        return None
-    first = problem["input"]
-    if isinstance(first, list) and first:
-        first = first[0]
-    if type(first) is int:
-        return (
-            f"{name} holds token ids, expected text: this model reads each text by two tokenizers "
-            "(LangChain's OpenAIEmbeddings: set check_embedding_ctx_length=False)"
-        )
-    place = "".join(f".{part}" for part in where if isinstance(part, int))
-    kind = _JSON_NAMES.get(type(problem["input"]), "something else")
-    return f"{name}{place} is {kind}, expected text, or a list of texts"
 
 
 def _json(value: Any) -> Response:

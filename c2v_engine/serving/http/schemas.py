@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from c2v_engine.serving.contract import EmbedOptions
+
 
 def _whole(number: Any) -> Any:
     """``8.0`` is an integer to JSON Schema."""
@@ -23,7 +25,27 @@ class _Taken(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-class OpenAIEmbeddingsRequest(_Taken):
+class _EmbedRequest(_Taken):
+    """How the texts of a request are embedded: what both APIs are asked, each by its own name."""
+
+    dimensions: Whole | None = Field(None, description="To keep; all by default.")
+    prompt_name: str | None = Field(None, description="One of the model's prompts.")
+    normalize: bool | None = Field(None, description="By default as the model does.")
+    truncate: bool | None = Field(
+        None, description="Whether longer texts than the model reads are shortened or refused."
+    )
+
+    def options(self, prompt_name: str | None) -> EmbedOptions:
+        """What the service is asked for, with a prompt that may have come otherwise."""
+        return EmbedOptions(
+            prompt_name=prompt_name,
+            normalize=self.normalize,
+            truncate_dim=self.dimensions,
+            truncate=self.truncate,
+        )
+
+
+class OpenAIEmbeddingsRequest(_EmbedRequest):
     """Texts to embed."""
 
     input: str | Texts = Field(description="One text, or a list of them.")
@@ -31,28 +53,16 @@ class OpenAIEmbeddingsRequest(_Taken):
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="Of each embedding: numbers, or little-endian float32 in base64."
     )
-    dimensions: Whole | None = Field(None, description="To keep; all by default.")
     user: str | None = Field(None, description="Who asks; not used.")
-    prompt_name: str | None = Field(None, description="One of the model's prompts.")
-    normalize: bool | None = Field(None, description="By default as the model does.")
-    truncate: bool | None = Field(
-        None, description="Whether longer texts than the model reads are shortened or refused."
-    )
 
 
-class TeiEmbedRequest(_Taken):
+class TeiEmbedRequest(_EmbedRequest):
     """Texts to embed."""
 
     inputs: str | Texts = Field(description="One text, or a list of them.")
-    truncate: bool | None = Field(
-        None, description="Whether longer texts than the model reads are shortened or refused."
-    )
     truncation_direction: Literal["Right", "right", "Left", "left"] | None = Field(
         None, description="Texts are shortened at their end."
     )
-    normalize: bool | None = Field(None, description="By default as the model does.")
-    prompt_name: str | None = Field(None, description="One of the model's prompts.")
-    dimensions: Whole | None = Field(None, description="To keep; all by default.")
     encoding_format: Literal["float"] | None = Field(None, description="Numbers, always.")
 
 

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from c2v_engine._version import __version__
-from c2v_engine.serving.contract import EmbedOptions, EmbedResult, Token
+from c2v_engine.serving.contract import EmbedResult, Token
 from c2v_engine.serving.http.accept import JSON, PRECISIONS
 from c2v_engine.serving.http.access import notes_of
 from c2v_engine.serving.http.bodies import BodyReader, listed, off_loop
@@ -26,7 +26,6 @@ from c2v_engine.serving.http.document import (
 from c2v_engine.serving.http.embedding import embed_response
 from c2v_engine.serving.http.encoding import tei_json
 from c2v_engine.serving.http.errors import refuse
-from c2v_engine.serving.http.openai import explain_input
 from c2v_engine.serving.http.options import HttpOptions
 from c2v_engine.serving.http.schemas import (
     TeiEmbedRequest,
@@ -100,8 +99,8 @@ class _TeiRoutes:
     def __init__(self, service: EmbeddingService, options: HttpOptions) -> None:
         self._service = service
         self._options = options
-        self._embed_reader = BodyReader(TeiEmbedRequest, options, explain_input)
-        self._tokenize_reader = BodyReader(TeiTokenizeRequest, options, explain_input)
+        self._embed_reader = BodyReader(TeiEmbedRequest, options)
+        self._tokenize_reader = BodyReader(TeiTokenizeRequest, options)
 
     def embed_schema(self) -> dict[str, Any]:
         return request_schema(
@@ -124,12 +123,7 @@ class _TeiRoutes:
                 "invalid_value",
                 "truncation_direction",
             )
-        options = EmbedOptions(
-            prompt_name=body.prompt_name,
-            normalize=body.normalize,
-            truncate_dim=body.dimensions,
-            truncate=body.truncate,
-        )
+        options = body.options(body.prompt_name)
         texts = listed(body.inputs, self._options)
         return await embed_response(request, self._service, texts, options, _embeddings_json)
 
