@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
+from starlette.responses import Response
 
 from c2v_engine.serving.http.accept import BINARY
 from c2v_engine.serving.http.auth import is_open_operation
@@ -35,6 +37,40 @@ _DESCRIPTIONS = {
 _TOLD = ("description", "default")
 BODY_ERRORS = (400, 408, 413, 415, 422)
 WORK_ERRORS = (429, 500, 503, 504)
+
+
+def add_route(
+    app: FastAPI,
+    method: str,
+    path: str,
+    endpoint: Callable[..., Awaitable[Response]],
+    tag: str,
+    summary: str,
+    answers: dict[int | str, Schema],
+    **more: Any,
+) -> None:
+    """Give an app a route that makes its responses itself.
+
+    Args:
+        app: to give it.
+        method: of HTTP.
+        path: of the route.
+        endpoint: answers a request.
+        tag: under which the document lists it.
+        summary: of it there.
+        answers: likewise, by their status.
+        more: of ``FastAPI.add_api_route``.
+    """
+    app.add_api_route(
+        path,
+        endpoint,
+        methods=[method],
+        tags=[tag],
+        summary=summary,
+        response_model=None,
+        responses=answers,
+        **more,
+    )
 
 
 def errors(model: type[BaseModel], *statuses: int) -> dict[int | str, Schema]:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from c2v_engine.serving.contract import State
 from c2v_engine.serving.http.accept import JSON
-from c2v_engine.serving.http.document import errors
+from c2v_engine.serving.http.document import add_route, errors
 from c2v_engine.serving.http.schemas import Health, TeiError
 from c2v_engine.serving.refusals import UnavailableError
 
@@ -28,15 +28,15 @@ def add_health_routes(app: FastAPI, service: EmbeddingService) -> None:
     ):
         # Many load balancers ask for the head alone.
         for method, told in (("GET", summary), ("HEAD", f"{summary}: the head alone")):
-            app.add_api_route(
+            add_route(
+                app,
+                method,
                 path,
                 endpoint,
-                methods=[method],
+                "health",
+                told,
+                {200: {"model": Health}, **errors(TeiError, 503)},
                 operation_id=f"{endpoint.__name__}_{method.lower()}",
-                summary=told,
-                tags=["health"],
-                response_model=None,
-                responses={200: {"model": Health}, **errors(TeiError, 503)},
             )
 
 

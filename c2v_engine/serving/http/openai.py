@@ -17,6 +17,7 @@ from c2v_engine.serving.http.bodies import BodyReader, listed
 from c2v_engine.serving.http.document import (
     BODY_ERRORS,
     WORK_ERRORS,
+    add_route,
     embeddings_answer,
     errors,
     request_body,
@@ -36,6 +37,9 @@ from c2v_engine.serving.http.schemas import (
 
 if TYPE_CHECKING:
     from c2v_engine.serving.service import EmbeddingService
+
+
+_TAG = "OpenAI"
 
 
 def served_models(service: EmbeddingService, options: HttpOptions) -> dict[str, str | None]:
@@ -58,37 +62,30 @@ def add_openai_routes(app: FastAPI, service: EmbeddingService, options: HttpOpti
     """Give an app OpenAI's routes."""
     routes = _OpenAIRoutes(service, options)
     keys = (401,) if options.api_keys else ()
-    app.add_api_route(
+    add_route(
+        app,
+        "POST",
         "/v1/embeddings",
         routes.embeddings,
-        methods=["POST"],
-        summary="Embed texts",
-        tags=["OpenAI"],
-        response_model=None,
-        responses={
+        _TAG,
+        "Embed texts",
+        {
             **embeddings_answer(OpenAIEmbeddings),
             **errors(OpenAIError, *BODY_ERRORS, *WORK_ERRORS, *keys, 404, 406),
         },
         openapi_extra=request_body(routes.schema()),
     )
-    app.add_api_route(
-        "/v1/models",
-        routes.models,
-        methods=["GET"],
-        summary="Names of the model",
-        tags=["OpenAI"],
-        response_model=None,
-        responses={200: {"model": OpenAIModels}, **errors(OpenAIError, *keys)},
-    )
+    answers = {200: {"model": OpenAIModels}, **errors(OpenAIError, *keys)}
+    add_route(app, "GET", "/v1/models", routes.models, _TAG, "Names of the model", answers)
     name = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
-    app.add_api_route(
+    add_route(
+        app,
+        "GET",
         "/v1/models/{id:path}",
         routes.model,
-        methods=["GET"],
-        summary="One name of the model",
-        tags=["OpenAI"],
-        response_model=None,
-        responses={200: {"model": OpenAIModel}, **errors(OpenAIError, *keys, 404)},
+        _TAG,
+        "One name of the model",
+        {200: {"model": OpenAIModel}, **errors(OpenAIError, *keys, 404)},
         openapi_extra={"parameters": [name]},
     )
 

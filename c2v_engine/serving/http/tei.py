@@ -18,6 +18,7 @@ from c2v_engine.serving.http.disconnect import unless_left
 from c2v_engine.serving.http.document import (
     BODY_ERRORS,
     WORK_ERRORS,
+    add_route,
     embeddings_answer,
     errors,
     request_body,
@@ -38,6 +39,7 @@ from c2v_engine.serving.http.schemas import (
 if TYPE_CHECKING:
     from c2v_engine.serving.service import EmbeddingService
 
+_TAG = "text-embeddings-inference"
 # Of text-embeddings-inference's routes, those that a Causal2Vec model has no answer to.
 _REFUSED = {
     "/embed_all": "the model gives one embedding for each text, not one for each token: use /embed",
@@ -54,43 +56,37 @@ def add_tei_routes(app: FastAPI, service: EmbeddingService, options: HttpOptions
     """Give an app text-embeddings-inference's routes."""
     routes = _TeiRoutes(service, options)
     keys = (401,) if options.api_keys else ()
-    for path in ("/embed", "/"):  # huggingface_hub posts to the address it was given
-        app.add_api_route(
+    # huggingface_hub posts to the address it was given.
+    for path, name, note in (("/embed", "embed", ""), ("/", "embed_root", ", as /embed does")):
+        add_route(
+            app,
+            "POST",
             path,
             routes.embed,
-            methods=["POST"],
-            operation_id="embed" if path == "/embed" else "embed_root",
-            summary="Embed texts" if path == "/embed" else "Embed texts, as /embed does",
-            tags=["text-embeddings-inference"],
-            response_model=None,
-            responses={
+            _TAG,
+            f"Embed texts{note}",
+            {
                 **embeddings_answer(list[list[float]]),
                 **errors(TeiError, *BODY_ERRORS, *WORK_ERRORS, *keys, 406),
             },
+            operation_id=name,
             openapi_extra=request_body(routes.embed_schema()),
         )
-    app.add_api_route(
+    add_route(
+        app,
+        "POST",
         "/tokenize",
         routes.tokenize,
-        methods=["POST"],
-        summary="Tokens that the decoder reads",
-        tags=["text-embeddings-inference"],
-        response_model=None,
-        responses={
+        _TAG,
+        "Tokens that the decoder reads",
+        {
             200: {"model": list[list[TeiToken]]},
             **errors(TeiError, *BODY_ERRORS, *WORK_ERRORS, *keys),
         },
         openapi_extra=request_body(routes.tokenize_schema()),
     )
-    app.add_api_route(
-        "/info",
-        routes.info,
-        methods=["GET"],
-        summary="The model, and bounds of requests",
-        tags=["text-embeddings-inference"],
-        response_model=None,
-        responses={200: {"model": TeiInfo}, **errors(TeiError, *keys)},
-    )
+    answers = {200: {"model": TeiInfo}, **errors(TeiError, *keys)}
+    add_route(app, "GET", "/info", routes.info, _TAG, "The model, and bounds of requests", answers)
     for path in _REFUSED:
         app.add_api_route(path, refuse_route, methods=["POST"], include_in_schema=False)
 
