@@ -45,6 +45,22 @@ def default_model_path() -> Path:
     return Path(str(files("c2v_engine") / "default_model"))
 
 
+def checkpoint_directory(path_or_repo: str | Path | None) -> Path:
+    """The directory of a checkpoint, fetched from the Hub where there is none of that name.
+
+    Args:
+        path_or_repo: a directory, or the id of a Hub repository; None for the small model that
+            ships with the package.
+
+    Raises:
+        CheckpointError: there is no such model.
+    """
+    if path_or_repo is None:
+        return default_model_path()
+    directory = Path(path_or_repo)
+    return directory if directory.is_dir() else fetch_checkpoint(str(path_or_repo))
+
+
 class Causal2Vec:
     """A Causal2Vec checkpoint, ready to embed texts.
 
@@ -124,12 +140,8 @@ class Causal2Vec:
             CheckpointError: its files do not fit together, or there is no such model.
             BackendError: a device, dtype or backend that can not be used here.
         """
-        if path_or_repo is None:
-            directory, name = default_model_path(), "default"
-        else:
-            directory, name = Path(path_or_repo), str(path_or_repo)
-            if not directory.is_dir():
-                directory = fetch_checkpoint(name)
+        directory = checkpoint_directory(path_or_repo)
+        name = "default" if path_or_repo is None else str(path_or_repo)
         options = PipelineOptions(
             LoadOptions(device, dtype, attention, deterministic), share_prompts, cuda_graphs
         )

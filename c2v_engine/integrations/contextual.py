@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from c2v_engine.engine import default_model_path
+from c2v_engine.engine import checkpoint_directory
 from c2v_engine.errors import InputError, TextError, UnsupportedError
 from c2v_engine.model.checkpoint import CheckpointDescription, LoadOptions
 from c2v_engine.model.config import Causal2VecConfig
 from c2v_engine.model.device import made_current
 from c2v_engine.model.input_rows import InputRowsModel, load_input_rows
-from c2v_engine.runtime.hub import fetch_checkpoint
 from c2v_engine.runtime.options import resolve_batch_tokens, resolve_prompt
 from c2v_engine.runtime.packing import PackingRules, lay_out, split_by_tokens
 from c2v_engine.runtime.tokenization import CheckpointTokenizer, TokenizedText
@@ -202,14 +201,3 @@ def describe_plain(model: str | Path | None) -> CheckpointDescription:
             "engine would leave out: merge it into the decoder's weights first (merge_and_unload)"
         )
     return description
-
-
-def checkpoint_directory(model: str | Path | None) -> Path:
-    """The directory of a checkpoint, fetched from the Hub where there is none of that name.
-
-    Raises:
-        CheckpointError: there is no such model.
-    """
-    if model is None:
-        return default_model_path()
-    return Path(model) if Path(model).is_dir() else fetch_checkpoint(str(model))

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +116,7 @@ def export_triton(
         InputError: options that do not fit it.
         OutputError: the repository has such a model already, or it can not be written.
     """
-    from c2v_engine.integrations.contextual import checkpoint_directory
+    from c2v_engine.engine import checkpoint_directory
     from c2v_engine.model.checkpoint import CheckpointDescription
 
     options = TritonOptions() if options is None else options
@@ -143,7 +142,7 @@ def export_triton(
 
 def _write(folder: Path, config: str, copied: CheckpointDescription | None) -> None:
     from c2v_engine.model.assemble import copy_checkpoint
-    from c2v_engine.runtime.ranges import RANGES_NAME
+    from c2v_engine.runtime.ranges import Ranges
 
     version = folder / "1"
     version.mkdir(parents=True)
@@ -151,10 +150,9 @@ def _write(folder: Path, config: str, copied: CheckpointDescription | None) -> N
     (version / "model.py").write_text(_MODEL, encoding="utf-8")
     if copied is not None:
         copy_checkpoint(copied.directory, copied.config, version / CHECKPOINT_FOLDER)
-        if (copied.directory / RANGES_NAME).exists():
-            shutil.copyfile(
-                copied.directory / RANGES_NAME, version / CHECKPOINT_FOLDER / RANGES_NAME
-            )
+        ranges = Ranges.load(copied.directory)
+        if ranges is not None:
+            ranges.save(version / CHECKPOINT_FOLDER)
 
 
 def _name(model: str | Path | None) -> str:
