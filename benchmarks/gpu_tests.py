@@ -86,7 +86,11 @@ def run_test_files(
     processors = os.cpu_count() or 1
     jobs = jobs or max(1, min(MOST_JOBS, processors - 2))
     deadline = time.monotonic() + seconds
-    threads = {"OMP_NUM_THREADS": str(max(1, processors // jobs))}
+    extra = {
+        "OMP_NUM_THREADS": str(max(1, processors // jobs)),
+        # Every file is a pytest of its own: whatever else is installed would be loaded for each.
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
     most = MOST_CASES if seconds < SECONDS_FOR_ALL else None
     units = [
         (path, f"{number + 1}/{count}")
@@ -96,7 +100,7 @@ def run_test_files(
     ]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
         futures = [
-            pool.submit(run_file, path, shard, most, Path(folder), deadline, threads)
+            pool.submit(run_file, path, shard, most, Path(folder), deadline, extra)
             for path, shard in units
         ]
         try:

@@ -228,7 +228,7 @@ def test_each_test_file_is_told_whatever_becomes_of_it(tmp_path):
     for name, text in TEST_FILES.items():
         (folder / name).write_text(text)
     record = Record(tmp_path / "tests.json")
-    totals = run_test_files(sorted(folder.glob("test_*.py")), record, 12, jobs=2)
+    totals = run_test_files(sorted(folder.glob("test_*.py")), record, 20, jobs=2)
     entries = {Path(entry["file"]).name: entry for entry in record.content["files"]}
     good, bad, broken, crashes, hangs = (
         entries[f"test_{name}.py"] for name in ("good", "bad", "broken", "crashes", "hangs")
