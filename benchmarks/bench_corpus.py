@@ -29,9 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from kernel_benchmark.record import processor_name  # noqa: E402
-from workload import git_commit  # noqa: E402
-
+from c2v_engine.bench.machine.facts import git_commit, processor_name  # noqa: E402
 from c2v_engine.engine import Causal2Vec, default_model_path  # noqa: E402
 
 LAYER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}

@@ -33,18 +33,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import torch  # noqa: E402
 from command_line import Parser  # noqa: E402
 from engine_benchmark.attention import follow_result  # noqa: E402
-from engine_benchmark.cases import Case, cpu_cases, full_cases, small_cases  # noqa: E402
+from engine_benchmark.cases import cpu_cases, full_cases, small_cases  # noqa: E402
 from engine_benchmark.report import line, summary, verdict  # noqa: E402
-from engine_benchmark.run import run_cases  # noqa: E402
-from kernel_benchmark.ceilings import measure_ceilings  # noqa: E402
-from kernel_benchmark.record import (  # noqa: E402
-    Record,
-    RecordError,
-    describe_machine,
-    describe_sources,
-)
-from kernel_benchmark.run import Budget  # noqa: E402
 from processes import end_on_signals  # noqa: E402
+
+from c2v_engine.bench.budget import Budget  # noqa: E402
+from c2v_engine.bench.case import Case  # noqa: E402
+from c2v_engine.bench.machine.ceilings import measure_ceilings  # noqa: E402
+from c2v_engine.bench.machine.facts import describe_machine, describe_sources  # noqa: E402
+from c2v_engine.bench.record import Record, RecordError  # noqa: E402
+from c2v_engine.bench.run import run_cases  # noqa: E402
 
 REPETITIONS = 3
 

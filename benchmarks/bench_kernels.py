@@ -30,17 +30,15 @@ import torch  # noqa: E402
 from command_line import Parser  # noqa: E402
 from kernel_benchmark.case import Case  # noqa: E402
 from kernel_benchmark.catalogue import attention_cases, full_cases, small_cases  # noqa: E402
-from kernel_benchmark.ceilings import measure_ceilings  # noqa: E402
 from kernel_benchmark.measure import DeviceLostError, Settings  # noqa: E402
-from kernel_benchmark.record import (  # noqa: E402
-    Record,
-    RecordError,
-    describe_machine,
-    describe_sources,
-)
 from kernel_benchmark.report import line, summary, verdict  # noqa: E402
-from kernel_benchmark.run import Budget, run_cases  # noqa: E402
+from kernel_benchmark.run import run_cases  # noqa: E402
 from processes import end_on_signals  # noqa: E402
+
+from c2v_engine.bench.budget import Budget  # noqa: E402
+from c2v_engine.bench.machine.ceilings import measure_ceilings  # noqa: E402
+from c2v_engine.bench.machine.facts import describe_machine, describe_sources  # noqa: E402
+from c2v_engine.bench.record import Record, RecordError  # noqa: E402
 
 LOST_DEVICE = 3  # exit status: a new process can go on with --resume
 SMALL_REPETITIONS = 5

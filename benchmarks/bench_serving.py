@@ -33,7 +33,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from command_line import Parser  # noqa: E402
-from kernel_benchmark.record import processor_name  # noqa: E402
 from processes import end_on_signals  # noqa: E402
 from serving_benchmark import report  # noqa: E402
 from serving_benchmark.client import (  # noqa: E402
@@ -46,7 +45,8 @@ from serving_benchmark.client import (  # noqa: E402
 from serving_benchmark.mix import Request, docstrings, make_requests  # noqa: E402
 from serving_benchmark.offline import OfflineEngine  # noqa: E402
 from serving_benchmark.server import HOST, ServerError, ServerProcess  # noqa: E402
-from workload import git_commit  # noqa: E402
+
+from c2v_engine.bench.machine.facts import git_commit, processor_name  # noqa: E402
 
 LEAST_COSINE = 0.999
 _WARM_UP_SECONDS = 5.0

@@ -31,13 +31,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from gpu_parts import PARTS, Part, Run  # noqa: E402
-from kernel_benchmark.record import (  # noqa: E402
-    Record,
-    RecordError,
-    describe_machine,
-    describe_sources,
-)
 from processes import end_all, end_on_signals  # noqa: E402
+
+from c2v_engine.bench.machine.facts import describe_machine, describe_sources  # noqa: E402
+from c2v_engine.bench.record import Record, RecordError  # noqa: E402
 
 NEEDS = {
     "torch": (2, 11),

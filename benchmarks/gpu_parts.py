@@ -14,9 +14,10 @@ from typing import Any
 from engine_benchmark.report import goal_lines
 from engine_benchmark.report import verdict as engine_verdict
 from gpu_tests import gpu_test_files, run_test_files
-from kernel_benchmark.record import Record
 from kernel_benchmark.report import verdict
 from processes import Ended, run_command
+
+from c2v_engine.bench.record import Record
 
 __all__ = ["PARTS", "Part", "Run"]
 

@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from kernel_benchmark.record import Record
 from processes import ROOT, Ended, end_all, run_command
+
+from c2v_engine.bench.record import Record
 
 __all__ = ["GPU_TEST_FOLDERS", "gpu_test_files", "run_test_files"]
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
-from workload import make_texts
 
 from c2v_engine import Causal2Vec
+from c2v_engine.bench.corpus import make_texts
 from c2v_engine.engine import default_model_path
 from c2v_engine.reference import Causal2VecReference
 

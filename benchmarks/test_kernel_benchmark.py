@@ -17,13 +17,14 @@ import torch
 from kernel_benchmark.agreement import check_provider, expected_outputs
 from kernel_benchmark.case import Case, Provider
 from kernel_benchmark.catalogue import attention_cases, full_cases, small_cases
-from kernel_benchmark.ceilings import measure_ceilings
-from kernel_benchmark.clock import make_timer
 from kernel_benchmark.measure import Settings, describe, draw_sets, figures
 from kernel_benchmark.providers import all_providers
-from kernel_benchmark.record import Record, describe_machine, describe_sources
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from c2v_engine.bench.machine.ceilings import measure_ceilings
+from c2v_engine.bench.machine.clock import make_timer
+from c2v_engine.bench.machine.facts import describe_machine, describe_sources
+from c2v_engine.bench.record import Record
 from c2v_engine.model.attention.select import BACKENDS
 
 ON_GPU = torch.cuda.is_available()

@@ -27,8 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from kernel_benchmark.record import digest_sources  # noqa: E402
-
+from c2v_engine.bench.machine.facts import digest_sources  # noqa: E402
 from c2v_engine.model.attention.measured import TABLE, Measurement, read_table  # noqa: E402
 
 Key = tuple[str, str, int, int, str]

@@ -2,54 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from c2v_engine.bench.case import Case
+from c2v_engine.bench.models.shapes import MODELS
+from c2v_engine.bench.models.synthetic import INSTRUCTION_FIRST
+from c2v_engine.bench.providers.base import Spec
+from c2v_engine.bench.workloads import Lengths
 
-from engine_benchmark.providers import Spec
-from engine_benchmark.shapes import MODELS
-from engine_benchmark.synthetic import INSTRUCTION_FIRST, TEMPLATE
-from engine_benchmark.workloads import Lengths
-
-__all__ = ["Case", "cpu_cases", "full_cases", "small_cases"]
+__all__ = ["cpu_cases", "full_cases", "small_cases"]
 
 LOG_NORMAL = Lengths()
 PROMPT_TOKENS, QUERY_TOKENS, ONE_TEXT_ROWS = 32, 16, 16
-
-
-@dataclass(frozen=True)
-class Case:
-    """A workload and the providers that embed it in turns.
-
-    Attributes:
-        model: its name among the shapes.
-        lengths: of the texts.
-        tokens: rows of the decoder that a timed call computes, about.
-        specs: the providers; the others' vectors are compared with the first one's.
-        what: more of its name.
-        template: of the decoder's sequence.
-        prompt_tokens: of a prompt.
-        texts_per_call: None for all in one call.
-        stages: whether a profile of the first provider is taken too.
-    """
-
-    model: str
-    lengths: Lengths
-    tokens: int
-    specs: tuple[Spec, ...]
-    what: str = ""
-    template: tuple[str, ...] = TEMPLATE
-    prompt_tokens: int = 0
-    texts_per_call: int | None = None
-    stages: bool = False
-
-    @property
-    def name(self) -> str:
-        """In results."""
-        return "/".join(filter(None, (self.model, self.lengths.name, self.what)))
-
-    @property
-    def session(self) -> tuple[str, tuple[str, ...]]:
-        """Cases in which this is the same share their providers."""
-        return self.model, self.template
 
 
 def at_128(model: str, tokens: int, dtype: str, *others: Spec) -> Case:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from engine_benchmark.stages import stage_table
+from c2v_engine.bench.stages import stage_table
 
 __all__ = ["CPU_GOALS", "GOALS", "Goal", "goal_lines", "line", "peak_tflops", "summary", "verdict"]
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from c2v_engine.bench.machine.clock import Arguments
+
 __all__ = ["Arguments", "Case", "Draw", "KernelOp", "Provider", "Sizes", "Unusable"]
 
-Arguments = dict[str, Any]
 Sizes = Mapping[str, int]
 
 

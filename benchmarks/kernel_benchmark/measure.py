@@ -12,21 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from c2v_engine.bench.machine.ceilings import Ceilings
+from c2v_engine.bench.machine.clock import Timer, make_timer
+from c2v_engine.bench.machine.trouble import device_answers, one_line
 from kernel_benchmark.agreement import Agreement, check_provider, expected_outputs
 from kernel_benchmark.case import Arguments, Case, Provider, Unusable
-from kernel_benchmark.ceilings import Ceilings
-from kernel_benchmark.clock import Timer, make_timer
 from kernel_benchmark.providers import all_providers
 
 __all__ = [
     "DeviceLostError",
     "Settings",
     "describe",
-    "device_answers",
     "draw_sets",
     "figures",
     "measure_case",
-    "one_line",
 ]
 
 
@@ -158,14 +157,6 @@ def note_agreement(entry: dict[str, Any], agreement: Agreement) -> None:
         entry.update(status="wrong", reason=agreement.complaint or found)
 
 
-def device_answers(device: torch.device) -> bool:
-    """Whether the device still works for this process."""
-    try:
-        return bool((torch.ones(8, device=device).sum() == 8).item())
-    except RuntimeError:
-        return False
-
-
 def spoiled_arguments(case: Case, sets: Sequence[Arguments]) -> str:
     """What has become of arguments written over and over, where they are no data any more."""
     for arguments in sets:
@@ -219,8 +210,3 @@ def figures(case: Case, times: Sequence[float], ceilings: Ceilings) -> dict[str,
         tflops = case.operations / median / 1e9
         found.update(tflops=tflops, fraction_of_gemm=tflops / ceilings.gemm_tflops)
     return found
-
-
-def one_line(error: BaseException) -> str:
-    """An error as one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -3,43 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from c2v_engine.bench.budget import Budget
+from c2v_engine.bench.machine.trouble import device_answers, one_line
+from c2v_engine.bench.record import Record
 from kernel_benchmark.case import Case
 from kernel_benchmark.measure import (
     DeviceLostError,
     Settings,
-    device_answers,
     measure_case,
-    one_line,
 )
-from kernel_benchmark.record import Record
 
-__all__ = ["Budget", "run_cases"]
-
-
-class Budget:
-    """Seconds that a part of a run may take.
-
-    Args:
-        seconds: from now on; None for no end.
-    """
-
-    def __init__(self, seconds: float | None) -> None:
-        self._start = time.monotonic()
-        self._seconds = seconds
-
-    @property
-    def spent(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self._start
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more may begin."""
-        return self._seconds is not None and self.spent >= self._seconds
+__all__ = ["run_cases"]
 
 
 def run_cases(

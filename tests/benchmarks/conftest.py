@@ -13,8 +13,9 @@ sys.path.insert(0, str(BENCHMARKS))
 @pytest.fixture
 def settings():
     """Few repetitions on the CPU, without ``torch.compile``, against made-up ceilings."""
-    from kernel_benchmark.ceilings import TINY, Ceilings
     from kernel_benchmark.measure import Settings
+
+    from c2v_engine.bench.machine.ceilings import TINY, Ceilings
 
     ceilings = Ceilings(10.0, 0.1, "bfloat16", [1.0], [1.0], TINY)
     return Settings(torch.device("cpu"), ceilings, repetitions=3, compiler=None)
@@ -23,7 +24,7 @@ def settings():
 @pytest.fixture
 def quick(monkeypatch):
     """Repetitions of a call or two, where only what they come to is looked at."""
-    from kernel_benchmark import clock
+    from c2v_engine.bench.machine import clock
 
     monkeypatch.setattr(clock, "SHORTEST_MS", 0.0)
 

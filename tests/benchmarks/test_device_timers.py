@@ -4,8 +4,9 @@ import contextlib
 
 import pytest
 import torch
-from kernel_benchmark import clock
-from kernel_benchmark.clock import EventTimer, GraphTimer, device_timer
+
+from c2v_engine.bench.machine import clock
+from c2v_engine.bench.machine.clock import EventTimer, GraphTimer, device_timer
 
 
 class Device:

@@ -6,22 +6,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from engine_benchmark import measure, run
-from engine_benchmark.cases import Case, full_cases, small_cases
-from engine_benchmark.engines import Engine
-from engine_benchmark.measure import BOUNDS, can_tell, compare, measure_case
-from engine_benchmark.providers import Provider, Spec
+from engine_benchmark.cases import full_cases, small_cases
 from engine_benchmark.report import GOALS, line
-from engine_benchmark.run import run_cases, specs_to_come
-from engine_benchmark.shapes import MODELS
-from engine_benchmark.stages import OTHER, profile_stages, stage_operations, stage_table, sum_events
-from engine_benchmark.synthetic import INSTRUCTION_FIRST
-from engine_benchmark.workloads import Lengths, make_workload
 from engine_sessions import open_session
-from kernel_benchmark.record import Record
-from kernel_benchmark.run import Budget
 from torch._C._autograd import DeviceType
-from workload import Corpus
+
+from c2v_engine.bench import measure, run
+from c2v_engine.bench.budget import Budget
+from c2v_engine.bench.case import Case
+from c2v_engine.bench.corpus import Corpus
+from c2v_engine.bench.measure import BOUNDS, can_tell, compare, measure_case
+from c2v_engine.bench.models.shapes import MODELS
+from c2v_engine.bench.models.synthetic import INSTRUCTION_FIRST
+from c2v_engine.bench.providers.base import Provider, Spec
+from c2v_engine.bench.providers.engine import Engine
+from c2v_engine.bench.record import Record
+from c2v_engine.bench.run import run_cases, specs_to_come
+from c2v_engine.bench.stages import OTHER, profile_stages, stage_operations, stage_table, sum_events
+from c2v_engine.bench.workloads import Lengths, make_workload
 
 CPU = torch.device("cpu")
 ENGINE, PADDED = Spec("engine", "float32"), Spec("padded", "float32")

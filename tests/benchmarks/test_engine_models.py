@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from engine_benchmark import session as session_module
-from engine_benchmark.providers import Spec, UnusableError
-from engine_benchmark.shapes import MODELS
-from engine_benchmark.stock import StockModel, packed_kernel, pad
-from engine_benchmark.synthetic import INSTRUCTION_FIRST, RandomWeights, SyntheticCheckpoint
-from engine_benchmark.workloads import Lengths, Workload, make_workload
 from engine_sessions import attend_one_by_one, open_session
-from workload import Corpus
 
+from c2v_engine.bench import session as session_module
+from c2v_engine.bench.corpus import Corpus
+from c2v_engine.bench.models.shapes import MODELS
+from c2v_engine.bench.models.synthetic import INSTRUCTION_FIRST, RandomWeights, SyntheticCheckpoint
+from c2v_engine.bench.providers.base import Spec, UnusableError
+from c2v_engine.bench.providers.stock import StockModel, packed_kernel, pad
+from c2v_engine.bench.workloads import Lengths, Workload, make_workload
 from c2v_engine.errors import CheckpointError
 
 CPU = torch.device("cpu")

@@ -14,9 +14,10 @@ import gpu_tests
 import pytest
 from gpu_parts import PARTS, Part, Run
 from gpu_tests import FIRST, MOST_CASES, gpu_test_files, run_test_files
-from kernel_benchmark.record import Record
 from outcomes_plugin import chosen_names
 from processes import Ended, end_all, run_command
+
+from c2v_engine.bench.record import Record
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import bench_kernels
 import pytest
 import torch
-from kernel_benchmark.record import Record, RecordError, describe_machine, describe_sources
+
+from c2v_engine.bench.machine.facts import describe_machine, describe_sources
+from c2v_engine.bench.record import Record, RecordError
 
 ROOT = Path(__file__).resolve().parents[2]
 

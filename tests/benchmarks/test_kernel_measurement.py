@@ -9,11 +9,11 @@ from kernel_benchmark import providers
 from kernel_benchmark.agreement import check_provider, expected_outputs
 from kernel_benchmark.case import Provider
 from kernel_benchmark.catalogue import small_cases
-from kernel_benchmark.ceilings import measure_ceilings
-from kernel_benchmark.clock import HostTimer, make_timer
 from kernel_benchmark.measure import draw_sets, figures, measure_case
 from kernel_benchmark.providers import all_providers, form_of
 
+from c2v_engine.bench.machine.ceilings import measure_ceilings
+from c2v_engine.bench.machine.clock import HostTimer, make_timer
 from c2v_engine.kernels._ops import OLDEST_CAPABILITIES
 from c2v_engine.model.attention.select import BACKENDS
 

@@ -11,9 +11,12 @@ import torch
 from kernel_benchmark import run as runs
 from kernel_benchmark.catalogue import small_cases
 from kernel_benchmark.measure import DeviceLostError
-from kernel_benchmark.record import Record, describe_machine, describe_sources
 from kernel_benchmark.report import line, summary, verdict
-from kernel_benchmark.run import Budget, run_cases
+from kernel_benchmark.run import run_cases
+
+from c2v_engine.bench.budget import Budget
+from c2v_engine.bench.machine.facts import describe_machine, describe_sources
+from c2v_engine.bench.record import Record
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("quick")

@@ -9,13 +9,13 @@ from typing import Any
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from c2v_engine.bench.models.shapes import ModelShape
+from c2v_engine.bench.providers.base import Provider
+from c2v_engine.bench.providers.engine import Engine
+from c2v_engine.bench.session import Session
+from c2v_engine.bench.workloads import Workload
 from c2v_engine.runtime.pipeline import EmbeddingPipeline
 from c2v_engine.runtime.tokenization import CheckpointTokenizer, TokenizedText
-from engine_benchmark.engines import Engine
-from engine_benchmark.providers import Provider
-from engine_benchmark.session import Session
-from engine_benchmark.shapes import ModelShape
-from engine_benchmark.workloads import Workload
 
 __all__ = ["OTHER", "profile_stages", "stage_operations", "stage_table"]
 

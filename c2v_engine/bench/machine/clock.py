@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from kernel_benchmark.case import Arguments
+__all__ = ["Arguments", "Timer", "elapsed_on_device", "make_timer"]
 
-__all__ = ["Timer", "elapsed_on_device", "make_timer"]
+Arguments = dict[str, Any]
+"""Of a call that is timed, by name."""
 
 # A repetition lasts this long at least, so that its own start counts for little.
 SHORTEST_MS = 2.0

@@ -15,10 +15,10 @@ import torch.nn.functional as F  # noqa: N812  (its customary name)
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from c2v_engine.bench.models.synthetic import MOST_ROWS, TEMPLATE, SyntheticCheckpoint
+from c2v_engine.bench.providers.base import Provider, UnusableError
+from c2v_engine.bench.workloads import SINGLE_ROWS, Workload
 from c2v_engine.runtime.tokenization import load_fast_tokenizer, plain_backend, special_id
-from engine_benchmark.providers import Provider, UnusableError
-from engine_benchmark.synthetic import MOST_ROWS, TEMPLATE, SyntheticCheckpoint
-from engine_benchmark.workloads import SINGLE_ROWS, Workload
 
 __all__ = ["Attend", "Packed", "Padded", "StockModel", "packed_kernel"]
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kernel_benchmark.clock import make_timer
+from c2v_engine.bench.machine.clock import make_timer
 
 __all__ = ["Ceilings", "measure_ceilings"]
 

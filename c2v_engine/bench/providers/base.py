@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from engine_benchmark.workloads import Workload
+from c2v_engine.bench.workloads import Workload
 
 __all__ = ["Provider", "Spec", "UnusableError"]
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kernel_benchmark.measure import device_answers, one_line
-from kernel_benchmark.record import Record
-from kernel_benchmark.run import Budget
-from workload import Corpus
 
-from engine_benchmark.cases import Case
-from engine_benchmark.measure import measure_case
-from engine_benchmark.session import Session
-from engine_benchmark.shapes import MODELS
-from engine_benchmark.synthetic import STORED_DTYPE, SyntheticCheckpoint
+from c2v_engine.bench.budget import Budget
+from c2v_engine.bench.case import Case
+from c2v_engine.bench.corpus import Corpus
+from c2v_engine.bench.machine.trouble import device_answers, one_line
+from c2v_engine.bench.measure import measure_case
+from c2v_engine.bench.models.shapes import MODELS
+from c2v_engine.bench.models.synthetic import STORED_DTYPE, SyntheticCheckpoint
+from c2v_engine.bench.record import Record
+from c2v_engine.bench.session import Session
 
 __all__ = ["run_cases"]
 

@@ -11,15 +11,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from kernel_benchmark.measure import one_line
-from kernel_benchmark.run import Budget
-from workload import Corpus
 
-from engine_benchmark.cases import Case
-from engine_benchmark.providers import Provider, Spec, UnusableError
-from engine_benchmark.session import Session
-from engine_benchmark.stages import profile_stages
-from engine_benchmark.workloads import Workload, make_workload
+from c2v_engine.bench.budget import Budget
+from c2v_engine.bench.case import Case
+from c2v_engine.bench.corpus import Corpus
+from c2v_engine.bench.machine.trouble import one_line
+from c2v_engine.bench.providers.base import Provider, Spec, UnusableError
+from c2v_engine.bench.session import Session
+from c2v_engine.bench.stages import profile_stages
+from c2v_engine.bench.workloads import Workload, make_workload
 
 __all__ = ["BOUNDS", "Agreement", "compare", "measure_case", "useful_operations"]
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
+from c2v_engine.bench.models.shapes import ModelShape
 from c2v_engine.engine import default_model_path
 from c2v_engine.errors import CheckpointError
 from c2v_engine.model.checkpoint import CheckpointDescription, load_transformers_config
 from c2v_engine.model.config import Causal2VecConfig, EncoderConfig, ProjectorConfig
 from c2v_engine.model.decoder_shape import DecoderShape
 from c2v_engine.model.projector import PROJECTOR_NAME, projector_shapes
-from engine_benchmark.shapes import ModelShape
 
 __all__ = ["INSTRUCTION_FIRST", "TEMPLATE", "RandomWeights", "SyntheticCheckpoint"]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from workload import Corpus, log_normal_lengths
 
+from c2v_engine.bench.corpus import Corpus, log_normal_lengths
 from c2v_engine.runtime.tokenization import CheckpointTokenizer, TokenizedText
 
 __all__ = ["Lengths", "Workload", "make_workload"]

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import torch
 
+from c2v_engine.bench.models.shapes import ModelShape
+from c2v_engine.bench.models.synthetic import SyntheticCheckpoint
+from c2v_engine.bench.providers.base import Provider, Spec, UnusableError
+from c2v_engine.bench.providers.engine import DeviceOnly, Engine, open_engine
+from c2v_engine.bench.providers.stock import Packed, Padded, StockModel, packed_kernel
 from c2v_engine.errors import BackendError
 from c2v_engine.model.checkpoint import Checkpoint, LoadOptions, load_described
 from c2v_engine.runtime.opening import PipelineOptions
 from c2v_engine.runtime.options import default_batch_tokens
 from c2v_engine.runtime.tokenization import CheckpointTokenizer
-from engine_benchmark.engines import DeviceOnly, Engine, open_engine
-from engine_benchmark.providers import Provider, Spec, UnusableError
-from engine_benchmark.shapes import ModelShape
-from engine_benchmark.stock import Packed, Padded, StockModel, packed_kernel
-from engine_benchmark.synthetic import SyntheticCheckpoint
 
 __all__ = ["Session"]
 

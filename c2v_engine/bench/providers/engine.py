@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from c2v_engine import Causal2Vec
+from c2v_engine.bench.providers.base import Provider
+from c2v_engine.bench.workloads import Workload
 from c2v_engine.model.checkpoint import Checkpoint
 from c2v_engine.model.packed_batch import PackedBatch
 from c2v_engine.model.pooling import OutputFormat
@@ -15,8 +17,6 @@ from c2v_engine.runtime.opening import PipelineOptions, pipeline_of
 from c2v_engine.runtime.options import default_batch_tokens
 from c2v_engine.runtime.packing import PackingRules, lay_out, split_by_tokens
 from c2v_engine.runtime.tokenization import CheckpointTokenizer
-from engine_benchmark.providers import Provider
-from engine_benchmark.workloads import Workload
 
 __all__ = ["DeviceOnly", "Engine", "open_engine"]
 

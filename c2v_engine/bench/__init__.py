@@ -1,0 +1,1 @@
+"""How fast the engine is, against what the machine, other libraries and other methods can do."""

@@ -1,0 +1,1 @@
+"""The machine: what it is, what it can do at best, and its clocks."""

@@ -1,0 +1,1 @@
+"""Who embeds the texts."""
