@@ -66,7 +66,6 @@ lint: $(STAMP)
 	@$(BIN)/mypy
 
 bench: $(STAMP)
-	@$(BIN)/python benchmarks/bench_cpu_encode.py
 	@$(BIN)/python benchmarks/bench_engine.py --device cpu --json benchmarks/results/cpu-engine.json
 
 aot: $(STAMP)

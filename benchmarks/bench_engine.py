@@ -24,7 +24,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +41,8 @@ from c2v_engine.bench.budget import Budget  # noqa: E402
 from c2v_engine.bench.case import Case  # noqa: E402
 from c2v_engine.bench.machine.ceilings import measure_ceilings  # noqa: E402
 from c2v_engine.bench.machine.facts import describe_machine, describe_sources  # noqa: E402
+from c2v_engine.bench.models.shapes import MODELS  # noqa: E402
+from c2v_engine.bench.models.synthetic import SyntheticCheckpoint  # noqa: E402
 from c2v_engine.bench.record import Record, RecordError  # noqa: E402
 from c2v_engine.bench.run import run_cases  # noqa: E402
 
@@ -92,6 +94,16 @@ def parse(given: Sequence[str] | None) -> tuple[argparse.Namespace, list[Case], 
     return arguments, cases, record
 
 
+def sources(folder: Path, device: torch.device) -> Callable[[Case], SyntheticCheckpoint]:
+    """Writes the checkpoint directories that cases ask for into a folder, without weights."""
+
+    def open_source(case: Case) -> SyntheticCheckpoint:
+        directory = Path(tempfile.mkdtemp(dir=folder)) / "model"
+        return SyntheticCheckpoint.write(directory, MODELS[case.model], device, case.template)
+
+    return open_source
+
+
 def main(given: Sequence[str] | None = None) -> None:
     """Measure, write and print; the exit status says whether all that ran agrees."""
     arguments, cases, record = parse(given)
@@ -110,7 +122,7 @@ def main(given: Sequence[str] | None = None) -> None:
             device,
             record,
             budget,
-            Path(folder),
+            sources(Path(folder), device),
             arguments.repetitions,
             lambda entry: print(line(entry, ceilings.gemm_tflops), flush=True),
         )

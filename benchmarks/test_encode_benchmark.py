@@ -5,18 +5,22 @@ pytest -o addopts="" benchmarks
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from c2v_engine import Causal2Vec
-from c2v_engine.bench.corpus import make_texts
+from c2v_engine.bench.corpus import Corpus
+from c2v_engine.bench.workloads import Lengths
 from c2v_engine.engine import default_model_path
 from c2v_engine.reference import Causal2VecReference
 
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    return make_texts(64)
+    generator = np.random.default_rng(0)
+    corpus = Corpus()
+    return [corpus.draw(int(tokens), generator) for tokens in Lengths().draw(64, generator)]
 
 
 def test_engine_encodes_64_texts(benchmark: BenchmarkFixture, texts: list[str]) -> None:

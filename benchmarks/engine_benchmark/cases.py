@@ -25,7 +25,7 @@ def where_time_goes(model: str, tokens: int, dtype: str) -> Case:
 
 def against_peers(model: str, tokens: int, dtype: str) -> Case:
     kinds = ("engine", "padded", "packed")
-    specs = tuple(Spec(kind, dtype) for kind in kinds)  # type: ignore[arg-type]
+    specs = tuple(Spec(kind, dtype) for kind in kinds)
     return Case(model, LOG_NORMAL, tokens, specs, "peers")
 
 

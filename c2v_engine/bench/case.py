@@ -22,7 +22,10 @@ class Case:
         specs: the providers; the others' vectors are compared with the first one's.
         what: more of its name.
         template: of the decoder's sequence.
-        prompt_tokens: of a prompt.
+        prompt_tokens: of a prompt that is drawn.
+        prompt: of the texts, in place of one that is drawn.
+        texts: in place of texts that are drawn, from ``source``.
+        source: what gave the texts, for the case's name.
         texts_per_call: None for all in one call.
         stages: whether a profile of the first provider is taken too.
     """
@@ -34,13 +37,17 @@ class Case:
     what: str = ""
     template: tuple[str, ...] = TEMPLATE
     prompt_tokens: int = 0
+    prompt: str = ""
+    texts: tuple[str, ...] = ()
+    source: str = ""
     texts_per_call: int | None = None
     stages: bool = False
 
     @property
     def name(self) -> str:
         """In results."""
-        return "/".join(filter(None, (self.model, self.lengths.name, self.what)))
+        lengths = self.source if self.texts else self.lengths.name
+        return "/".join(filter(None, (self.model, lengths, self.what)))
 
     @property
     def session(self) -> tuple[str, tuple[str, ...]]:

@@ -12,28 +12,17 @@ from tokenizers import Tokenizer
 from c2v_engine.engine import default_model_path
 
 MODULES = ("argparse", "ast", "difflib", "inspect", "logging/__init__", "tarfile", "turtle")
-MEDIAN_TOKENS, SIGMA, SHORTEST, LONGEST = 64, 0.8, 8, 512
-
-
-def make_texts(count: int, seed: int = 0) -> list[str]:
-    """Runs of the standard library's docstrings, of log-normal length in decoder tokens."""
-    generator = np.random.default_rng(seed)
-    lengths = log_normal_lengths(count, generator)
-    corpus = Corpus()
-    return [corpus.draw(int(length), generator) for length in lengths]
-
-
-def log_normal_lengths(count: int, generator: np.random.Generator) -> np.ndarray:
-    """Lengths in tokens, int ``[count]``."""
-    drawn = np.exp(generator.normal(np.log(MEDIAN_TOKENS), SIGMA, count))
-    lengths: np.ndarray = drawn.round().clip(SHORTEST, LONGEST).astype(int)
-    return lengths
 
 
 class Corpus:
-    """The docstrings of some modules of the standard library, and where their tokens stand."""
+    """The docstrings of some modules of the standard library, and where their tokens stand.
 
-    def __init__(self) -> None:
+    Args:
+        tokenizer_file: a ``tokenizer.json`` by which tokens are counted; by default the default
+            model's.
+    """
+
+    def __init__(self, tokenizer_file: Path | None = None) -> None:
         docstrings: list[str] = []
         for module in MODULES:
             source = Path(sysconfig.get_path("stdlib"), f"{module}.py").read_text(encoding="utf-8")
@@ -41,7 +30,8 @@ class Corpus:
                 if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
                     docstrings.append(ast.get_docstring(node) or "")
         self._text = "\n".join(filter(None, docstrings))
-        tokenizer = Tokenizer.from_file(str(default_model_path() / "decoder" / "tokenizer.json"))
+        path = tokenizer_file or default_model_path() / "decoder" / "tokenizer.json"
+        tokenizer = Tokenizer.from_file(str(path))
         self._offsets = tokenizer.encode(self._text, add_special_tokens=False).offsets
 
     def draw(self, tokens: int, generator: np.random.Generator) -> str:

@@ -55,7 +55,7 @@ def useful_operations(session: Session, workload: Workload) -> float:
 
     Padding is no token; a prompt counts with every text, whoever computes it once.
     """
-    parameters = session.synthetic.multiplied_parameters
+    parameters = session.source.multiplied_parameters
     return 2.0 * (
         parameters("decoder") * workload.decoder_tokens
         + parameters("encoder") * workload.encoder_tokens
@@ -104,6 +104,8 @@ def measure_case(
         case.tokens,
         case.prompt_tokens,
         case.texts_per_call,
+        prompt=case.prompt,
+        texts=case.texts,
     )
     entries = {spec: describe(case, spec, session, workload) for spec in case.specs}
     calls = agreeing_calls(case, session, workload, entries, announce)

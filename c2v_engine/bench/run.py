@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from c2v_engine.bench.budget import Budget
 from c2v_engine.bench.case import Case
-from c2v_engine.bench.corpus import Corpus
 from c2v_engine.bench.machine.trouble import device_answers, one_line
 from c2v_engine.bench.measure import measure_case
-from c2v_engine.bench.models.shapes import MODELS
-from c2v_engine.bench.models.synthetic import STORED_DTYPE, SyntheticCheckpoint
+from c2v_engine.bench.models.source import ModelSource, Part
 from c2v_engine.bench.record import Record
 from c2v_engine.bench.session import Session
 
 __all__ = ["run_cases"]
+
+PARTS: tuple[Part, ...] = ("decoder", "encoder", "projector")
 
 
 def run_cases(
@@ -27,7 +26,7 @@ def run_cases(
     device: torch.device,
     record: Record,
     budget: Budget,
-    folder: Path,
+    open_source: Callable[[Case], ModelSource],
     repetitions: int,
     show: Callable[[dict[str, Any]], None] = lambda entry: None,
 ) -> None:
@@ -39,11 +38,11 @@ def run_cases(
         record: gets ``results``, ``models``, ``running``, ``cut`` and, where the device refuses to
             go on, ``lost``.
         budget: when it is over no case begins.
-        folder: for checkpoint directories, which hold no weights.
+        open_source: gives the model of a case; asked once for cases of one session that stand
+            together.
         repetitions: of every provider.
         show: called with every entry.
     """
-    corpus = Corpus()
     session: Session | None = None
     record.put("cut", None)
     for number, case in enumerate(cases):
@@ -60,9 +59,9 @@ def run_cases(
             if number == 0 or cases[number - 1].session != case.session or session is None:
                 session = None
                 free(device)
-                session = open_session(case, device, folder / str(number))
-                note_model(record, session.synthetic)
-            entries = measure_case(case, session, corpus, budget, repetitions, announce)
+                session = Session(open_source(case))
+                note_model(record, case.model, session.source)
+            entries = measure_case(case, session, session.corpus, budget, repetitions, announce)
         except Exception as error:
             entry = {"case": case.name, "model": case.model, "provider": "engine"}
             entries = [{**entry, "status": "failed", "reason": one_line(error)}]
@@ -75,10 +74,6 @@ def run_cases(
         if session is not None:
             session.keep(specs_to_come(cases[number + 1 :], case))
     record.put("seconds", round(budget.spent, 1))
-
-
-def open_session(case: Case, device: torch.device, directory: Path) -> Session:
-    return Session(directory, MODELS[case.model], device, case.template)
 
 
 def specs_to_come(rest: Sequence[Case], case: Case) -> set[Any]:
@@ -97,11 +92,10 @@ def free(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def note_model(record: Record, synthetic: SyntheticCheckpoint) -> None:
+def note_model(record: Record, name: str, source: ModelSource) -> None:
     """Notes a model's parameters without embeddings, and the bytes of those."""
-    parts = ("decoder", "encoder", "projector")
-    counts = {part: synthetic.multiplied_parameters(part) for part in parts}
-    weight_bytes = sum(counts.values()) * STORED_DTYPE.itemsize
+    counts = {part: source.multiplied_parameters(part) for part in PARTS}
+    weight_bytes = sum(counts.values()) * source.description.stored_dtype.itemsize
     models = dict(record.content.get("models", {}))
-    models[synthetic.shape.name] = {"parameters": counts, "weight_bytes": weight_bytes}
+    models[name] = {"parameters": counts, "weight_bytes": weight_bytes}
     record.put("models", models)

@@ -9,11 +9,11 @@ from typing import Any
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from c2v_engine.bench.models.shapes import ModelShape
 from c2v_engine.bench.providers.base import Provider
 from c2v_engine.bench.providers.engine import Engine
 from c2v_engine.bench.session import Session
 from c2v_engine.bench.workloads import Workload
+from c2v_engine.model.checkpoint import CheckpointDescription
 from c2v_engine.runtime.pipeline import EmbeddingPipeline
 from c2v_engine.runtime.tokenization import CheckpointTokenizer, TokenizedText
 
@@ -49,7 +49,7 @@ def profile_stages(provider: Provider, session: Session, workload: Workload) -> 
     finally:
         pipeline._tokenizer = timed.inner
     stages, device_s = sum_events(list(profiled.events() or []), wall, cuda=cuda)
-    operations = stage_operations(session.synthetic.shape, workload)
+    operations = stage_operations(session.description, workload)
     for stage in stages:
         stage["operations"] = operations.get(stage["name"])
     stages.append(
@@ -127,25 +127,34 @@ def sum_events(
     return stages, device_s if cuda else None
 
 
-def stage_operations(shape: ModelShape, workload: Workload) -> dict[str, float]:
-    """Operations of the matrix products in each stage; the last layer mixes pooled rows alone."""
-    decoder, encoder = shape.decoder, shape.encoder
+def stage_operations(description: CheckpointDescription, workload: Workload) -> dict[str, float]:
+    """Operations of the matrix products in each stage.
+
+    Where single rows are pooled, the last layer mixes these alone.
+    """
+    config, decoder = description.config, description.decoder_shape
     d, wide, kv = decoder.hidden_size, decoder.intermediate_size, 2 * decoder.key_size
-    k, tokens = encoder.hidden_size, workload.decoder_tokens
-    pooled = 2 * len(workload.texts)
-    mixed = (decoder.num_layers - 1) * tokens + pooled
-    encoded = encoder.num_layers * workload.encoder_tokens
-    projector = encoder.hidden_size * shape.projector_size + shape.projector_size * d
+    tokens, layers = workload.decoder_tokens, len(decoder.windows)
+    entries = config.parsed_template.entries
+    rows_alone = all(entries[index].format is None for index in config.parsed_template.pooled)
+    last = config.segments * len(workload.texts) if rows_alone else tokens
+    mixed = (layers - 1) * tokens + last
     products = {
-        "decoder.qkv": decoder.num_layers * tokens * d * kv + mixed * d * d,
-        "decoder.output": mixed * d * d,
+        "decoder.qkv": layers * tokens * d * kv + mixed * d * decoder.query_size,
+        "decoder.output": mixed * d * decoder.query_size,
         "decoder.gate_up": mixed * 2 * d * wide,
         "decoder.down": mixed * d * wide,
-        "encoder.qkv": encoded * 3 * k * k,
-        "encoder.output": encoded * k * k,
-        "encoder.mlp": encoded * 2 * k * encoder.intermediate_size,
-        "projector": len(workload.texts) * projector,
     }
+    encoder, projector = description.encoder_config, config.projector
+    if encoder is not None and projector is not None:
+        k = encoder.hidden_size
+        encoded = encoder.num_hidden_layers * workload.encoder_tokens
+        products |= {
+            "encoder.qkv": encoded * 3 * k * k,
+            "encoder.output": encoded * k * k,
+            "encoder.mlp": encoded * 2 * k * encoder.intermediate_size,
+            "projector": len(workload.texts) * projector.hidden_size * (k + d),
+        }
     return {name: 2.0 * count for name, count in products.items()}
 
 

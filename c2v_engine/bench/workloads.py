@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from c2v_engine.bench.corpus import Corpus, log_normal_lengths
+from c2v_engine.bench.corpus import Corpus
 from c2v_engine.runtime.tokenization import CheckpointTokenizer, TokenizedText
 
 __all__ = ["Lengths", "Workload", "make_workload"]
@@ -23,21 +23,38 @@ class Lengths:
 
     Attributes:
         rows: of every text, the contextual token and EOS counted; None for log-normal lengths.
+        spread: of the logarithm of log-normal lengths.
+        median: of log-normal lengths.
+        shortest: likewise.
+        longest: likewise.
+        label: of log-normal lengths.
     """
 
     rows: int | None = None
+    spread: float = 0.8
+    median: int = 64
+    shortest: int = 8
+    longest: int = 512
+    label: str = "log-normal"
 
     @property
     def name(self) -> str:
         """In results."""
-        return "log-normal" if self.rows is None else str(self.rows)
+        return self.label if self.rows is None else str(self.rows)
 
     def draw(self, count: int, generator: np.random.Generator) -> np.ndarray:
         """Tokens of texts alone, int ``[count]``."""
-        if self.rows is None:
-            drawn: np.ndarray = log_normal_lengths(count, generator) - SINGLE_ROWS
-            return drawn
-        return np.full(count, self.rows - SINGLE_ROWS)
+        if self.rows is not None:
+            return np.full(count, self.rows - SINGLE_ROWS)
+        drawn = np.exp(generator.normal(np.log(self.median), self.spread, count)).round()
+        lengths: np.ndarray = drawn.clip(self.shortest, self.longest).astype(int) - SINGLE_ROWS
+        return lengths
+
+
+QUERIES = Lengths(spread=0.4, median=10, shortest=4, longest=32, label="queries")
+"""What people ask: some words."""
+INSTRUCTION = "Instruct: Given a question, retrieve the passages that answer it\nQuery: "
+"""Of queries."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +111,8 @@ def make_workload(
     prompt_tokens: int = 0,
     texts_per_call: int | None = None,
     seed: int = 0,
+    prompt: str = "",
+    texts: Sequence[str] = (),
 ) -> Workload:
     """Draw texts until they have so many tokens together.
 
@@ -105,19 +124,22 @@ def make_workload(
         prompt_tokens: of a prompt, 0 for none.
         texts_per_call: None for all in one call.
         seed: of the draw.
+        prompt: of all texts, in place of one that is drawn.
+        texts: in place of texts that are drawn: these, all of them.
     """
     generator = np.random.default_rng(seed)
-    prompt = corpus.draw(prompt_tokens, generator) if prompt_tokens else ""
-    texts: dict[str, None] = {}
-    rows = draws = 0
+    prompt = corpus.draw(prompt_tokens, generator) if prompt_tokens else prompt
+    distinct: dict[str, None] = dict.fromkeys(texts)
+    rows = tokens if texts else 0
+    draws = 0
     while rows < tokens:
         length = int(lengths.draw(1, generator)[0])
         text = corpus.draw(length, generator)
         draws += 1
-        assert draws < MOST_DRAWS * (1 + len(texts)), "the corpus has too few texts of that length"
-        if text in texts:
+        assert draws < MOST_DRAWS * (1 + len(distinct)), "too few texts of that length"
+        if text in distinct:
             continue
-        texts[text] = None
+        distinct[text] = None
         rows += length + SINGLE_ROWS + prompt_tokens
-    drawn = list(texts)
+    drawn = list(distinct)
     return Workload(drawn, prompt, texts_per_call, tokenizer(drawn, prompt))

@@ -22,7 +22,11 @@ def attend_one_by_one(query, key, value, cu_seqlens, longest, scale, causal):
 
 def open_session(directory, model="tiny-mistral", template=None):
     from c2v_engine.bench.models.shapes import MODELS
-    from c2v_engine.bench.models.synthetic import TEMPLATE
+    from c2v_engine.bench.models.synthetic import TEMPLATE, SyntheticCheckpoint
     from c2v_engine.bench.session import Session
 
-    return Session(directory, MODELS[model], torch.device("cpu"), template or TEMPLATE)
+    return Session(
+        SyntheticCheckpoint.write(
+            directory, MODELS[model], torch.device("cpu"), template or TEMPLATE
+        )
+    )

@@ -18,6 +18,7 @@ from c2v_engine.bench.corpus import Corpus
 from c2v_engine.bench.measure import BOUNDS, can_tell, compare, measure_case
 from c2v_engine.bench.models.shapes import MODELS
 from c2v_engine.bench.models.synthetic import INSTRUCTION_FIRST
+from c2v_engine.bench.providers import registry
 from c2v_engine.bench.providers.base import Provider, Spec
 from c2v_engine.bench.providers.engine import Engine
 from c2v_engine.bench.record import Record
@@ -148,9 +149,11 @@ def test_what_can_not_be_had_says_why(session, corpus, monkeypatch):
         raise BackendError("needs another GPU")
 
     float8 = Spec("engine", "float8")
-    opening = session._open
-    monkeypatch.setattr(
-        session, "_open", lambda spec: refuse(spec) if spec == float8 else opening(spec)
+    opening = registry.OPENERS["engine"]
+    monkeypatch.setitem(
+        registry.OPENERS,
+        "engine",
+        lambda session, spec: refuse(spec) if spec == float8 else opening(session, spec),
     )
     packed = Spec("packed", "float32")
     entries = measure_case(case(ENGINE, packed, float8), session, corpus, Budget(None), 1)

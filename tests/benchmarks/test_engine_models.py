@@ -4,10 +4,11 @@ import pytest
 import torch
 from engine_sessions import attend_one_by_one, open_session
 
-from c2v_engine.bench import session as session_module
 from c2v_engine.bench.corpus import Corpus
+from c2v_engine.bench.measure import compare
 from c2v_engine.bench.models.shapes import MODELS
 from c2v_engine.bench.models.synthetic import INSTRUCTION_FIRST, RandomWeights, SyntheticCheckpoint
+from c2v_engine.bench.providers import registry
 from c2v_engine.bench.providers.base import Spec, UnusableError
 from c2v_engine.bench.providers.stock import StockModel, packed_kernel, pad
 from c2v_engine.bench.workloads import Lengths, Workload, make_workload
@@ -34,16 +35,16 @@ def corpus():
 def test_the_shapes_have_the_parameters_of_the_models_they_are_named_for(
     name, parameters, tmp_path
 ):
-    synthetic = SyntheticCheckpoint.write(tmp_path / name, MODELS[name], CPU)
-    assert synthetic.multiplied_parameters("decoder") == parameters
-    assert synthetic.multiplied_parameters("encoder") == 85_054_464  # BERT-base's twelve layers
+    source = SyntheticCheckpoint.write(tmp_path / name, MODELS[name], CPU)
+    assert source.multiplied_parameters("decoder") == parameters
+    assert source.multiplied_parameters("encoder") == 85_054_464  # BERT-base's twelve layers
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_the_engine_multiplies_as_many_parameters_as_are_counted(name, tmp_path):
     session = open_session(tmp_path / name, name)
     model = session.provider(Spec("engine", "float32")).engine._runner.checkpoint.model
-    count = session.synthetic.multiplied_parameters
+    count = session.source.multiplied_parameters
     assert model.decoder.num_parameters() == count("decoder")
     assert model.context.encoder.num_parameters() == count("encoder")
 
@@ -106,8 +107,8 @@ def test_weights_that_are_missing_misshapen_or_left_over_are_refused():
 def test_the_stock_model_and_the_engine_give_the_same_vectors(
     name, dtype, least, tmp_path, corpus, monkeypatch
 ):
-    monkeypatch.setattr(session_module, "packed_kernel", lambda device: ("s", attend_one_by_one))
-    monkeypatch.setattr(session_module, "default_batch_tokens", lambda model: 300)
+    monkeypatch.setattr(registry, "packed_kernel", lambda device: ("s", attend_one_by_one))
+    monkeypatch.setattr(registry, "default_batch_tokens", lambda model: 300)
     session = open_session(tmp_path / name, name)
     workload = make_workload(corpus, session.tokenizer, Lengths(), 1500)
     expected = session.provider(Spec("engine", dtype)).embed(workload)
@@ -145,9 +146,13 @@ def test_stock_modules_refuse_what_they_were_not_written_for(tmp_path):
     session = open_session(tmp_path / "first", template=INSTRUCTION_FIRST)
     with pytest.raises(UnusableError, match="template"):
         session.provider(Spec("padded", "float32"))
-    session = open_session(tmp_path / "second")
-    with pytest.raises(UnusableError, match="without a prompt"):
-        session.provider(Spec("padded", "float32")).embed(Workload(["a"], prompt="b"))
+
+
+def test_a_prompt_stands_before_the_text_in_the_decoder_alone(tmp_path):
+    session = open_session(tmp_path / "model")
+    workload = Workload(["what is it", "a"], prompt="find: ")
+    ours, stock = (session.provider(Spec(kind, "float32")) for kind in ("engine", "padded"))
+    assert compare(stock.embed(workload), ours.embed(workload)).min() > 1 - 1e-6
 
 
 def test_padding_stands_behind_the_rows():

@@ -10,19 +10,20 @@ import math
 import shutil
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from c2v_engine.bench.models.shapes import ModelShape
+from c2v_engine.bench.models.source import ModelSource, Part
 from c2v_engine.engine import default_model_path
 from c2v_engine.errors import CheckpointError
 from c2v_engine.model.checkpoint import CheckpointDescription, load_transformers_config
 from c2v_engine.model.config import Causal2VecConfig, EncoderConfig, ProjectorConfig
 from c2v_engine.model.decoder_shape import DecoderShape
-from c2v_engine.model.projector import PROJECTOR_NAME, projector_shapes
+from c2v_engine.model.projector import PROJECTOR_NAME
 
 __all__ = ["INSTRUCTION_FIRST", "TEMPLATE", "RandomWeights", "SyntheticCheckpoint"]
 
@@ -112,21 +113,24 @@ class RandomWeights:
         return 0.0, deviation
 
 
-@dataclass(frozen=True)
-class SyntheticCheckpoint:
-    """A checkpoint directory, and weights for it.
+class SyntheticCheckpoint(ModelSource):
+    """A checkpoint directory with configs and the default model's tokenizers, and random weights.
 
-    Attributes:
-        directory: holds configs and the default model's tokenizers.
+    Args:
+        directory: that ``write`` made.
         shape: of the model.
         device: where weights are made.
         seed: of the weights.
     """
 
-    directory: Path
-    shape: ModelShape
-    device: torch.device
-    seed: int = 0
+    def __init__(
+        self, directory: Path, shape: ModelShape, device: torch.device, seed: int = 0
+    ) -> None:
+        self.directory = directory
+        self.shape = shape
+        self.device = device
+        self.seed = seed
+        self.name = shape.name
 
     @classmethod
     def write(
@@ -147,10 +151,7 @@ class SyntheticCheckpoint:
             seed: of the weights.
         """
         directory.mkdir(parents=True)
-        for name, part in (("decoder", shape.decoder), ("encoder", shape.encoder)):
-            part.config().save_pretrained(directory / name)
-            for file in ("tokenizer.json", "tokenizer_config.json"):
-                shutil.copy(default_model_path() / name / file, directory / name / file)
+        write_configs(directory, shape)
         Causal2VecConfig(
             template=template,
             max_length=MOST_ROWS,
@@ -159,7 +160,8 @@ class SyntheticCheckpoint:
         ).save(directory)
         return cls(directory, shape, device, seed)
 
-    def describe(self) -> CheckpointDescription:
+    @cached_property
+    def description(self) -> CheckpointDescription:
         """What the directory says, read as of any checkpoint; of stored weights it says nothing."""
         config = Causal2VecConfig.load(self.directory)
         decoder_config = load_transformers_config(self.directory / "decoder")
@@ -173,37 +175,50 @@ class SyntheticCheckpoint:
         """The weights of ``decoder``, ``encoder``, or the projector's file."""
         if filename == PROJECTOR_NAME:
             return self.weights("projector")
-        return self.weights(folder.name)
+        return self.weights("decoder" if folder.name == "decoder" else "encoder")
 
-    def weights(self, part: str) -> RandomWeights:
+    def weights(self, part: Part) -> RandomWeights:
         """The weights of ``decoder``, ``encoder`` or ``projector``."""
         residual = 2 * self.shape.decoder.num_layers if part == "decoder" else 0
         return RandomWeights(part, self.shapes(part), self.device, self.seed, residual)
 
-    def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of a part's tensors, in transformers' names."""
+    def module(self, part: Part, dtype: torch.dtype) -> Any:
+        """See the base class; its weights are those of the engine."""
         if part == "projector":
-            projector = ProjectorConfig(self.shape.projector_size)
-            sizes = self.shape.encoder.hidden_size, self.shape.decoder.hidden_size
-            return projector_shapes(projector, *sizes)
-        return {
-            name: tuple(parameter.shape)
-            for name, parameter in self.on_meta(part).named_parameters()
-        }
+            return self._projector(dtype)
+        module, weights = self.on_meta(part), self.weights(part)
+        shapes = self.shapes(part)
+        state = {name: weights.take(name, shape).to(dtype) for name, shape in shapes.items()}
+        module.load_state_dict(state, assign=True)
+        # What is computed, not loaded, was computed on the meta device, that is not at all.
+        if part == "decoder":
+            module.rotary_emb = type(module.rotary_emb)(config=module.config).to(self.device)
+        else:
+            positions = torch.arange(module.config.max_position_embeddings, device=self.device)
+            module.embeddings.position_ids = positions[None]
+            module.embeddings.token_type_ids = torch.zeros_like(positions[None])
+        tensors = (*module.named_parameters(), *module.named_buffers())
+        left = [name for name, value in tensors if value.is_meta]
+        assert not left, left
+        return module.eval()
 
-    def on_meta(self, part: str) -> Any:
-        """The stock module of ``decoder`` or ``encoder`` (without pooler), without weights."""
-        from transformers import AutoModel
+    def _projector(self, dtype: torch.dtype) -> torch.nn.Module:
+        weights, shapes = self.weights("projector"), self.shapes("projector")
+        layers: dict[str, torch.nn.Module] = {}
+        for name in ("linear_1", "linear_2"):
+            width, size = shapes[f"{name}.weight"]
+            layers[name] = torch.nn.Linear(size, width, device="meta")
+            state = {
+                key: weights.take(f"{name}.{key}", shapes[f"{name}.{key}"]).to(dtype)
+                for key in ("weight", "bias")
+            }
+            layers[name].load_state_dict(state, assign=True)
+        return torch.nn.Sequential(layers["linear_1"], torch.nn.GELU(), layers["linear_2"])
 
-        config = load_transformers_config(self.directory / part)
-        options: dict[str, Any] = {"attn_implementation": "sdpa"}
-        if part == "encoder":
-            options["add_pooling_layer"] = False
-        with torch.device("meta"):
-            return AutoModel.from_config(config, **options)
 
-    def multiplied_parameters(self, part: str) -> int:
-        """Parameters of a part that every token of it is multiplied with: all but embeddings."""
-        return sum(
-            math.prod(shape) for name, shape in self.shapes(part).items() if "embed" not in name
-        )
+def write_configs(directory: Path, shape: ModelShape) -> None:
+    """Write the folders of decoder and encoder, without weights."""
+    for name, part in (("decoder", shape.decoder), ("encoder", shape.encoder)):
+        part.config().save_pretrained(directory / name)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(default_model_path() / name / file, directory / name / file)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from c2v_engine.bench.workloads import Workload
 
 __all__ = ["Provider", "Spec", "UnusableError"]
-
-Kind = Literal["engine", "device", "padded", "packed"]
 
 
 class UnusableError(RuntimeError):
@@ -25,19 +23,20 @@ class Spec:
     """A provider that a case asks for.
 
     Attributes:
-        kind: ``engine``; ``device``, the engine's model over batches that lie on the device;
-            ``padded`` or ``packed``, stock transformers.
-        dtype: of the computation; ``float8`` for the engine's linear layers in it.
+        kind: a name in ``registry.OPENERS``, such as ``engine`` or ``padded``.
+        dtype: of the computation; ``float8`` or ``int8`` for the engine's linear layers in it.
         deterministic: an option of the engine.
         cuda_graphs: likewise.
         share_prompts: likewise.
+        url: of a server that embeds.
     """
 
-    kind: Kind
+    kind: str
     dtype: str = "bfloat16"
     deterministic: bool = False
     cuda_graphs: bool = True
     share_prompts: bool = True
+    url: str | None = None
 
     @property
     def name(self) -> str:
@@ -62,3 +61,6 @@ class Provider(ABC):
     @abstractmethod
     def embed(self, workload: Workload) -> torch.Tensor:
         """Normalised vectors ``[texts, dimension]``, float32 on the CPU, in the texts' order."""
+
+    def close(self) -> None:  # noqa: B027  (most have nothing to let go of)
+        """Lets go of what is not memory alone: a process, a server, a file."""

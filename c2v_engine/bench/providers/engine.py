@@ -74,8 +74,8 @@ class DeviceOnly(Provider):
         self._model = checkpoint.model
         self._device = checkpoint.placement.device
         config = checkpoint.description.config
-        assert config.encoder is not None
-        self._rules = PackingRules.from_template(config.parsed_template, config.encoder.pooling)
+        pooling = "mean" if config.encoder is None else config.encoder.pooling
+        self._rules = PackingRules.from_template(config.parsed_template, pooling)
         self._output = OutputFormat(checkpoint.description.decoder_shape.hidden_size)
 
     def prepare(self, workload: Workload) -> Callable[[], Any]:

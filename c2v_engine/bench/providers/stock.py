@@ -15,17 +15,23 @@ import torch.nn.functional as F  # noqa: N812  (its customary name)
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from c2v_engine.bench.models.synthetic import MOST_ROWS, TEMPLATE, SyntheticCheckpoint
+from c2v_engine.bench.models.source import ModelSource
 from c2v_engine.bench.providers.base import Provider, UnusableError
-from c2v_engine.bench.workloads import SINGLE_ROWS, Workload
+from c2v_engine.bench.workloads import Workload
+from c2v_engine.model.config import Causal2VecConfig
+from c2v_engine.model.template import CONTEXT, EOS
+from c2v_engine.reference import Causal2VecReference
 from c2v_engine.runtime.tokenization import load_fast_tokenizer, plain_backend, special_id
 
-__all__ = ["Attend", "Packed", "Padded", "StockModel", "packed_kernel"]
+__all__ = ["Attend", "Packed", "Padded", "Reference", "StockModel", "packed_kernel"]
 
 PADDED_BATCH = 64
+CAUSAL2VEC = ((CONTEXT, "{prompt}{text}", EOS), (CONTEXT, EOS), "causal")
+LAST_TOKEN = (("{prompt}{text}", EOS), (EOS,), "causal")
 PACKED_ATTENTION = "c2v_benchmark_packed"
 Sequences = tuple[np.ndarray, np.ndarray]
-"""Token ids of a text: the decoder's, EOS at the end, and the encoder's."""
+"""Token ids of a text: the decoder's, EOS at the end, and the encoder's, where there is one."""
+NOTHING = np.empty(0, dtype=np.int64)
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int, float, bool], Tensor]
 """Attention ``[tokens, heads, head_dim]`` of queries, keys and values by cu_seqlens and the longest
 sequence, with a scale, causal or not."""
@@ -33,67 +39,79 @@ sequence, with a scale, causal or not."""
 
 @dataclass(frozen=True)
 class StockModel:
-    """The modules of transformers that a checkpoint is made of, for the default template.
+    """The modules of transformers that a checkpoint is made of, for two templates.
 
     Attributes:
         decoder: without LM head.
-        encoder: without pooler.
-        projector: its two layers.
+        encoder: without pooler; None in last-token mode.
+        projector: its two layers, or None.
         decoder_tokenizer: its ids, without special ones.
-        encoder_tokenizer: truncates.
+        encoder_tokenizer: truncates; or None.
         eos_id: ends the decoder's sequences.
+        most_tokens: of a text in the decoder.
         device: where they are.
     """
 
     decoder: Any
     encoder: Any
-    projector: torch.nn.Module
+    projector: Any
     decoder_tokenizer: Tokenizer
-    encoder_tokenizer: Tokenizer
+    encoder_tokenizer: Tokenizer | None
     eos_id: int
+    most_tokens: int
     device: torch.device
 
     @classmethod
-    def load(cls, checkpoint: SyntheticCheckpoint, dtype: torch.dtype) -> StockModel:
-        """Make the modules of a synthetic checkpoint on its device.
+    def load(cls, source: ModelSource, dtype: torch.dtype) -> StockModel:
+        """Make the modules of a checkpoint on its device.
 
         Raises:
-            UnusableError: a template that has not been written for stock modules.
+            UnusableError: a config that has not been written for stock modules.
         """
-        description = checkpoint.describe()
-        if description.config.template != TEMPLATE:
-            raise UnusableError(f"is written for the template {list(TEMPLATE)} alone")
-        parts = {name: load_module(checkpoint, name, dtype) for name in ("decoder", "encoder")}
-        folder = checkpoint.directory / "decoder"
+        config = source.description.config
+        why_not = no_stock_form(config)
+        if why_not:
+            raise UnusableError(why_not)
+        folder = source.directory / config.decoder.path
         tokenizer = load_fast_tokenizer(folder)
-        encoder_tokenizer = plain_backend(load_fast_tokenizer(checkpoint.directory / "encoder"))
-        encoder_tokenizer.enable_truncation(checkpoint.shape.encoder.num_positions)
+        encoder_tokenizer = None
+        if config.encoder is not None:
+            fast = load_fast_tokenizer(source.directory / config.encoder.path)
+            encoder_tokenizer = plain_backend(fast)
+            encoder_tokenizer.enable_truncation(config.encoder.max_length)
+        with_encoder = config.encoder is not None
         return cls(
-            parts["decoder"],
-            parts["encoder"],
-            load_projector(checkpoint, dtype),
+            source.module("decoder", dtype),
+            source.module("encoder", dtype) if with_encoder else None,
+            source.module("projector", dtype) if with_encoder else None,
             plain_backend(tokenizer),
             encoder_tokenizer,
-            special_id("eos", tokenizer, description.decoder_config, folder),
-            checkpoint.device,
+            special_id("eos", tokenizer, source.description.decoder_config, folder),
+            config.max_length - config.parsed_template.single_rows,
+            source.device,
         )
 
-    def tokenize(self, texts: Sequence[str]) -> list[Sequences]:
-        """Token ids of texts for both models."""
-        decoded = self.decoder_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    def tokenize(self, texts: Sequence[str], prompt: str) -> list[Sequences]:
+        """Token ids of texts for both models; the prompt is the decoder's."""
+        prompted = [prompt + text for text in texts]
+        decoded = self.decoder_tokenizer.encode_batch_fast(prompted, add_special_tokens=False)
+        rows = [
+            np.array([*encoding.ids[: self.most_tokens], self.eos_id], dtype=np.int64)
+            for encoding in decoded
+        ]
+        if self.encoder_tokenizer is None:
+            return [(row, NOTHING) for row in rows]
         encoded = self.encoder_tokenizer.encode_batch_fast(list(texts))
         return [
-            (
-                np.array([*ids.ids[: MOST_ROWS - SINGLE_ROWS], self.eos_id], dtype=np.int64),
-                np.array(windows.ids, dtype=np.int64),
-            )
-            for ids, windows in zip(decoded, encoded, strict=True)
+            (row, np.array(windows.ids, dtype=np.int64))
+            for row, windows in zip(rows, encoded, strict=True)
         ]
 
     def use_attention(self, name: str) -> None:
         """Choose the attention function of both models, by transformers' name for it."""
         for model in (self.decoder, self.encoder):
-            model.set_attn_implementation(name)
+            if model is not None:
+                model.set_attn_implementation(name)
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         """Token embeddings of the decoder."""
@@ -101,41 +119,19 @@ class StockModel:
         return embeddings
 
 
-def load_module(checkpoint: SyntheticCheckpoint, part: str, dtype: torch.dtype) -> Any:
-    """The stock module of ``decoder`` or ``encoder``, its weights those of the engine."""
-    module, weights = checkpoint.on_meta(part), checkpoint.weights(part)
-    shapes = checkpoint.shapes(part)
-    state = {name: weights.take(name, shape).to(dtype) for name, shape in shapes.items()}
-    module.load_state_dict(state, assign=True)
-    # What is computed, not loaded, was computed on the meta device, that is not at all.
-    if part == "decoder":
-        module.rotary_emb = type(module.rotary_emb)(config=module.config).to(checkpoint.device)
-    else:
-        positions = torch.arange(module.config.max_position_embeddings, device=checkpoint.device)
-        module.embeddings.position_ids = positions[None]
-        module.embeddings.token_type_ids = torch.zeros_like(positions[None])
-    left = [
-        name
-        for name, value in (*module.named_parameters(), *module.named_buffers())
-        if value.is_meta
-    ]
-    assert not left, left
-    return module.eval()
-
-
-def load_projector(checkpoint: SyntheticCheckpoint, dtype: torch.dtype) -> torch.nn.Module:
-    """Two layers and a GELU between them."""
-    weights, shapes = checkpoint.weights("projector"), checkpoint.shapes("projector")
-    layers: dict[str, torch.nn.Module] = {}
-    for name in ("linear_1", "linear_2"):
-        width, size = shapes[f"{name}.weight"]
-        layers[name] = torch.nn.Linear(size, width, device="meta")
-        state = {
-            key: weights.take(f"{name}.{key}", shapes[f"{name}.{key}"]).to(dtype)
-            for key in ("weight", "bias")
-        }
-        layers[name].load_state_dict(state, assign=True)
-    return torch.nn.Sequential(layers["linear_1"], torch.nn.GELU(), layers["linear_2"])
+def no_stock_form(config: Causal2VecConfig) -> str:
+    """Why a config can not be computed by the forms here; empty where it can."""
+    form = (config.template, config.pooling, config.attention)
+    if form not in (CAUSAL2VEC, LAST_TOKEN):
+        return f"is not written for the template {list(config.template)}"
+    if config.encoder is not None and (config.encoder.text, config.encoder.pooling) != (
+        "{text}",
+        "mean",
+    ):
+        return "is written for an encoder that reads the text alone and is averaged"
+    if config.encoder is not None and config.encoder.overflow != "truncate":
+        return "is written for an encoder that truncates"
+    return "" if config.normalize else "is written for normalised embeddings"
 
 
 def longest_first(texts: Sequence[str]) -> list[int]:
@@ -164,11 +160,9 @@ class _Stock(Provider):
     @torch.inference_mode()
     def embed(self, workload: Workload) -> Tensor:
         """See the base class."""
-        if workload.prompt:
-            raise UnusableError("is written for texts without a prompt")
-        return torch.cat([self._encode(texts) for texts in workload.calls()])
+        return torch.cat([self._encode(texts, workload.prompt) for texts in workload.calls()])
 
-    def _encode(self, texts: list[str]) -> Tensor:
+    def _encode(self, texts: list[str], prompt: str) -> Tensor:
         raise NotImplementedError
 
     def _on_device(self, values: np.ndarray) -> Tensor:
@@ -178,29 +172,59 @@ class _Stock(Provider):
 class Padded(_Stock):
     """As sentence-transformers does it: longest first, batches of 64, SDPA, one batch at a time."""
 
-    def _encode(self, texts: list[str]) -> Tensor:
+    def _encode(self, texts: list[str], prompt: str) -> Tensor:
         self._model.use_attention("sdpa")
         order = longest_first(texts)
         parts = []
         for begin in range(0, len(order), PADDED_BATCH):
             chosen = [texts[row] for row in order[begin : begin + PADDED_BATCH]]
-            parts.append(self._forward(self._model.tokenize(chosen)).cpu())
+            parts.append(self._forward(self._model.tokenize(chosen, prompt)).cpu())
         return in_order(torch.cat(parts), order)
 
     def _forward(self, batch: Sequence[Sequences]) -> Tensor:
         model = self._model
+        ids, mask = (self._on_device(part) for part in pad([decoded for decoded, _ in batch]))
+        rows = model.embed_tokens(ids)
+        if model.encoder is not None:
+            rows = torch.cat([self._context(batch)[:, None], rows], dim=1)
+            mask = F.pad(mask, (1, 0), value=1)
+        states = model.decoder(
+            inputs_embeds=rows, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        last = states[torch.arange(len(states), device=states.device), mask.sum(dim=1) - 1]
+        pooled = last if model.encoder is None else torch.cat([states[:, 0], last], dim=1)
+        return F.normalize(pooled.float(), dim=1)
+
+    def _context(self, batch: Sequence[Sequences]) -> Tensor:
+        model = self._model
         ids, mask = (self._on_device(part) for part in pad([encoded for _, encoded in batch]))
         states = model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         sums = (states.float() * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
-        context = model.projector(sums.to(states.dtype))
-        ids, mask = (self._on_device(part) for part in pad([decoded for decoded, _ in batch]))
-        states = model.decoder(
-            inputs_embeds=torch.cat([context[:, None], model.embed_tokens(ids)], dim=1),
-            attention_mask=F.pad(mask, (1, 0), value=1),
-            use_cache=False,
-        ).last_hidden_state
-        last = states[torch.arange(len(states), device=states.device), mask.sum(dim=1)]
-        return F.normalize(torch.cat([states[:, 0], last], dim=1).float(), dim=1)
+        context: Tensor = model.projector(sums.to(states.dtype))
+        return context
+
+
+class Reference(Provider):
+    """The plain reference, for whatever the forms here do not know: padded, sorted, batches."""
+
+    note = f"the plain reference, batches of {PADDED_BATCH}"
+
+    def __init__(self, reference: Causal2VecReference) -> None:
+        self._reference = reference
+
+    def prepare(self, workload: Workload) -> Callable[[], Any]:
+        """See the base class."""
+        return partial(self.embed, workload)
+
+    def embed(self, workload: Workload) -> Tensor:
+        """See the base class."""
+        options: dict[str, Any] = {"prompt": workload.prompt, "batch_size": PADDED_BATCH}
+        return torch.cat(
+            [
+                self._reference.encode(texts, normalize_embeddings=True, **options)
+                for texts in workload.calls()
+            ]
+        )
 
 
 class Packed(_Stock):
@@ -219,9 +243,9 @@ class Packed(_Stock):
         self._batch_tokens = batch_tokens
         register(attend)
 
-    def _encode(self, texts: list[str]) -> Tensor:
+    def _encode(self, texts: list[str], prompt: str) -> Tensor:
         self._model.use_attention(PACKED_ATTENTION)
-        sequences = self._model.tokenize(texts)
+        sequences = self._model.tokenize(texts, prompt)
         order = longest_first(texts)
         batches: list[list[Sequences]] = [[]]
         rows = 0
@@ -236,20 +260,29 @@ class Packed(_Stock):
 
     def _forward(self, batch: Sequence[Sequences]) -> Tensor:
         model = self._model
+        context = None if model.encoder is None else self._context(batch)
+        first = [] if context is None else [0]  # where the contextual token goes
+        sequences = [np.concatenate((first, part)).astype(np.int64) for part, _ in batch]
+        ids, options, ends = self._packed(sequences)
+        starts = F.pad(ends[:-1] + 1, (1, 0))
+        rows = model.embed_tokens(ids)
+        if context is not None:
+            rows[0, starts] = context
+        states = model.decoder(inputs_embeds=rows, use_cache=False, **options).last_hidden_state[0]
+        pooled = [states[ends]] if context is None else [states[starts], states[ends]]
+        return F.normalize(torch.cat(pooled, dim=1).float(), dim=1)
+
+    def _context(self, batch: Sequence[Sequences]) -> Tensor:
+        model = self._model
         encoded = [part for _, part in batch]
-        ids, options, ends = self._packed(encoded)
+        ids, options, _ = self._packed(encoded)
         states = model.encoder(input_ids=ids, **options).last_hidden_state[0]
         lengths = np.array([len(part) for part in encoded])
         owner = self._on_device(np.repeat(np.arange(len(batch)), lengths))
         sums = states.new_zeros(len(batch), states.shape[1], dtype=torch.float32)
         sums = sums.index_add(0, owner, states.float()) / self._on_device(lengths)[:, None]
-        context = model.projector(sums.to(states.dtype))
-        ids, options, ends = self._packed([np.append(0, part) for part, _ in batch])
-        starts = F.pad(ends[:-1] + 1, (1, 0))
-        rows = model.embed_tokens(ids)
-        rows[0, starts] = context
-        states = model.decoder(inputs_embeds=rows, use_cache=False, **options).last_hidden_state[0]
-        return F.normalize(torch.cat([states[starts], states[ends]], dim=1).float(), dim=1)
+        context: Tensor = model.projector(sums.to(states.dtype))
+        return context
 
     def _packed(self, rows: Sequence[np.ndarray]) -> tuple[Tensor, dict[str, Any], Tensor]:
         """Ids ``[1, tokens]``, what the modules need with them, and every sequence's last row."""

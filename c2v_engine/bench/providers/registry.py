@@ -1,0 +1,68 @@
+"""Who can be asked for, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from c2v_engine.bench.providers.base import Provider, Spec, UnusableError
+from c2v_engine.bench.providers.engine import DeviceOnly, Engine, open_engine
+from c2v_engine.bench.providers.stock import (
+    Packed,
+    Padded,
+    Reference,
+    no_stock_form,
+    packed_kernel,
+)
+from c2v_engine.runtime.opening import PipelineOptions
+from c2v_engine.runtime.options import default_batch_tokens
+
+if TYPE_CHECKING:
+    from c2v_engine.bench.session import Session
+
+__all__ = ["OPENERS", "Opener"]
+
+Opener = Callable[["Session", Spec], Provider]
+"""Opens a provider of a session's model; raises ``UnusableError`` where it can not be had here."""
+
+
+def open_whole_engine(session: Session, spec: Spec) -> Provider:
+    """From texts to vectors, as a user has it."""
+    options = PipelineOptions(session.load_options(spec), spec.share_prompts, spec.cuda_graphs)
+    return Engine(open_engine(session.checkpoint(spec), session.tokenizer, options))
+
+
+def open_device_only(session: Session, spec: Spec) -> Provider:
+    """The engine's model alone."""
+    return DeviceOnly(session.checkpoint(spec))
+
+
+def open_padded(session: Session, spec: Spec) -> Provider:
+    """Stock transformers, padded; the plain reference for a model that has no other form."""
+    why_not = no_stock_form(session.source.description.config)
+    if why_not:
+        try:
+            return Reference(session.reference(getattr(torch, spec.dtype)))
+        except UnusableError as error:
+            raise UnusableError(f"{why_not}, and {error}") from None
+    return Padded(session.stock_model(spec.dtype))
+
+
+def open_packed(session: Session, spec: Spec) -> Provider:
+    """Stock transformers, packed, with an attention kernel for that."""
+    name, attend = packed_kernel(session.device)
+    tokens = default_batch_tokens(session.checkpoint(Spec("engine", spec.dtype)).model)
+    packed = Packed(session.stock_model(spec.dtype), attend, tokens)
+    packed.note = f"{name}, batches of {tokens} rows"
+    return packed
+
+
+OPENERS: dict[str, Opener] = {
+    "engine": open_whole_engine,
+    "device": open_device_only,
+    "padded": open_padded,
+    "packed": open_packed,
+}
+"""By the kind of a ``Spec``."""
