@@ -16,7 +16,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("training",),
     ("integrations",),
-    ("serving", "jobs", "evaluation", "doctor"),
+    ("serving", "jobs", "evaluation", "bench", "doctor"),
     ("opener",),
     ("engine", "reference"),
     ("runtime",),

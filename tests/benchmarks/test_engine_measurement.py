@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from bench_engine import sources
 from engine_benchmark.cases import full_cases, small_cases
 from engine_benchmark.report import GOALS, line
 from engine_sessions import open_session
@@ -17,7 +18,7 @@ from c2v_engine.bench.case import Case
 from c2v_engine.bench.corpus import Corpus
 from c2v_engine.bench.measure import BOUNDS, can_tell, compare, measure_case
 from c2v_engine.bench.models.shapes import MODELS
-from c2v_engine.bench.models.synthetic import INSTRUCTION_FIRST
+from c2v_engine.bench.models.synthetic import INSTRUCTION_FIRST, SyntheticCheckpoint
 from c2v_engine.bench.providers import registry
 from c2v_engine.bench.providers.base import Provider, Spec
 from c2v_engine.bench.providers.engine import Engine
@@ -193,24 +194,23 @@ def test_cases_that_there_was_no_time_for_are_named(tmp_path):
     record, budget = Record(tmp_path / "e.json"), Budget(1e-9)
     time.sleep(0.01)
     cases = small_cases("float32")
-    run_cases(cases, CPU, record, budget, tmp_path, 1)
+    run_cases(cases, CPU, record, budget, sources(tmp_path, CPU), 1)
     content = json.loads(record.path.read_text())
     assert content["cut"]["not_measured"] == [case.name for case in cases]
     assert "results" not in content
 
 
-def test_a_case_that_can_not_begin_is_noted_and_the_next_runs(tmp_path, monkeypatch):
-    opening = run.open_session
+def test_a_case_that_can_not_begin_is_noted_and_the_next_runs(tmp_path):
+    opening = sources(tmp_path, CPU)
 
-    def open_session(case, device, directory):
+    def open_source(case):
         if case.model == "tiny-qwen2":
             raise OSError("no space left")
-        return opening(case, device, directory)
+        return opening(case)
 
-    monkeypatch.setattr(run, "open_session", open_session)
     record = Record(tmp_path / "e.json")
     first = Case("tiny-qwen2", Lengths(), 300, (ENGINE,))
-    run_cases([first, case(ENGINE)], CPU, record, Budget(None), tmp_path, 1)
+    run_cases([first, case(ENGINE)], CPU, record, Budget(None), open_source, 1)
     found = [(entry["case"], entry["status"]) for entry in record.content["results"]]
     assert found == [("tiny-qwen2/log-normal", "failed"), ("tiny-mistral/log-normal", "ok")]
     assert record.content["running"] is None
@@ -221,7 +221,9 @@ def test_a_case_that_can_not_begin_is_noted_and_the_next_runs(tmp_path, monkeypa
 def test_a_device_that_is_lost_ends_the_run_with_a_note(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "device_answers", lambda device: False)
     record = Record(tmp_path / "e.json")
-    run_cases([case(ENGINE), case(ENGINE, what="b")], CPU, record, Budget(None), tmp_path, 1)
+    run_cases(
+        [case(ENGINE), case(ENGINE, what="b")], CPU, record, Budget(None), sources(tmp_path, CPU), 1
+    )
     assert record.content["lost"] == "in tiny-mistral/log-normal"
     assert record.content["cut"]["not_measured"] == ["tiny-mistral/log-normal/b"]
 
@@ -320,11 +322,12 @@ def test_work_on_the_device_goes_to_the_stage_that_launched_it():
     assert set(found) == {"decoder.norm", "pool", OTHER}
 
 
-def test_the_products_of_all_stages_are_nearly_the_useful_operations():
+def test_the_products_of_all_stages_are_nearly_the_useful_operations(tmp_path):
     workload = SimpleNamespace(decoder_tokens=128 * 100, encoder_tokens=130 * 100, texts=[""] * 100)
     decoder, encoder = 6_979_588_096, 85_054_464
     useful = 2 * (decoder * workload.decoder_tokens + encoder * workload.encoder_tokens)
-    total = sum(stage_operations(MODELS["mistral-7b"], workload).values())
+    source = SyntheticCheckpoint.write(tmp_path / "model", MODELS["mistral-7b"], CPU)
+    total = sum(stage_operations(source.description, workload).values())
     # Less only the queries, output and MLP of the last of 32 layers.
     assert 1 - 1 / 32 < total / useful < 1
 
