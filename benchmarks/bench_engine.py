@@ -34,13 +34,14 @@ import torch  # noqa: E402
 from command_line import Parser  # noqa: E402
 from engine_benchmark.attention import follow_result  # noqa: E402
 from engine_benchmark.cases import cpu_cases, full_cases, small_cases  # noqa: E402
-from engine_benchmark.report import line, summary, verdict  # noqa: E402
+from engine_benchmark.report import line, summary  # noqa: E402
 from processes import end_on_signals  # noqa: E402
 
 from c2v_engine.bench.budget import Budget  # noqa: E402
 from c2v_engine.bench.case import Case  # noqa: E402
 from c2v_engine.bench.machine.ceilings import measure_ceilings  # noqa: E402
 from c2v_engine.bench.machine.facts import describe_machine, describe_sources  # noqa: E402
+from c2v_engine.bench.measure import troubles  # noqa: E402
 from c2v_engine.bench.models.shapes import MODELS  # noqa: E402
 from c2v_engine.bench.models.synthetic import SyntheticCheckpoint  # noqa: E402
 from c2v_engine.bench.record import Record, RecordError  # noqa: E402
@@ -130,7 +131,7 @@ def main(given: Sequence[str] | None = None) -> None:
         at_end = measure_ceilings(device, torch.bfloat16, tiny=arguments.small)
         record.put("ceilings_at_end", at_end.as_json())
     print("\n".join(("", *summary(record.content))), flush=True)
-    status = 1 if verdict(record.content) else 0
+    status = 1 if troubles(record.content) else 0
     if record.content.get("lost"):
         sys.stdout.flush()
         os._exit(status)  # cleaning up would call the device again

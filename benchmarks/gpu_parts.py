@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from engine_benchmark.report import goal_lines
-from engine_benchmark.report import verdict as engine_verdict
 from gpu_tests import gpu_test_files, run_test_files
 from kernel_benchmark.report import verdict
 from processes import Ended, run_command
 
+from c2v_engine.bench.measure import troubles
 from c2v_engine.bench.record import Record
 
 __all__ = ["PARTS", "Part", "Run"]
@@ -173,7 +173,7 @@ def engine(run: Run, seconds: float) -> dict[str, Any]:
         command += ["--attention", str(measured)]
     ended, fields = run.command("engine", command, seconds)
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    run.problems += [f"engine: {problem}" for problem in engine_verdict(content)]
+    run.problems += [f"engine: {problem}" for problem in troubles(content)]
     if ended.status not in (0, 1, None):
         run.problems.append(f"engine: {ended.note}")
     found = {**fields, "results": len(content.get("results", [])), "goals": goal_lines(content)}

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from c2v_engine.bench.measure import troubles
 from c2v_engine.bench.stages import stage_table
 
-__all__ = ["CPU_GOALS", "GOALS", "Goal", "goal_lines", "line", "peak_tflops", "summary", "verdict"]
+__all__ = ["CPU_GOALS", "GOALS", "Goal", "goal_lines", "line", "peak_tflops", "summary"]
 
 Entry = dict[str, Any]
 Content = dict[str, Any]
@@ -210,28 +211,6 @@ def line(entry: Entry, gemm_tflops: float | None = None) -> str:
     return text
 
 
-def verdict(content: Content) -> list[str]:
-    """What is wrong with a run's results.
-
-    Only the engine is held to run, and may say that it can not; a wrong result is a finding
-    wherever it comes from.
-    """
-    found = [
-        f"{entry['case']}, {entry.get('provider', '')}: {entry['status']}: {entry['reason']}"
-        for entry in content.get("results", [])
-        if entry["status"] == "wrong"
-        or (
-            entry["status"] == "failed"
-            and entry.get("provider", "engine").startswith(("engine", "device"))
-        )
-    ]
-    if not any(entry["status"] == "ok" for entry in content.get("results", [])):
-        found.append("nothing was measured")
-    if content.get("lost"):
-        found.append(f"the device was lost: {content['lost']}")
-    return found
-
-
 def summary(content: Content) -> list[str]:
     """The end of a run: every result, the stages, the goals, what was cut, what is wrong."""
     try:
@@ -247,4 +226,4 @@ def summary(content: Content) -> list[str]:
     cut = content.get("cut")
     if cut:
         lines += ["", f"cut after {cut['after_s']} s: {', '.join(cut['not_measured'])}"]
-    return lines + verdict(content)
+    return lines + troubles(content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -15,13 +14,26 @@ import torch
 from c2v_engine.bench.budget import Budget
 from c2v_engine.bench.case import Case
 from c2v_engine.bench.corpus import Corpus
+from c2v_engine.bench.machine.memory import PeakMemory
 from c2v_engine.bench.machine.trouble import one_line
 from c2v_engine.bench.providers.base import Provider, Spec, UnusableError
 from c2v_engine.bench.session import Session
 from c2v_engine.bench.stages import profile_stages
 from c2v_engine.bench.workloads import Workload, make_workload
 
-__all__ = ["BOUNDS", "Agreement", "compare", "measure_case", "useful_operations"]
+__all__ = [
+    "BOUNDS",
+    "Agreement",
+    "compare",
+    "describe",
+    "figures",
+    "judge",
+    "measure_case",
+    "noted",
+    "time_call",
+    "troubles",
+    "useful_operations",
+]
 
 CHECKED_TEXTS = 64
 PROFILED_TOKENS = 2**15
@@ -216,6 +228,7 @@ def time_call(entry: dict[str, Any], call: Callable[[], Any], device: torch.devi
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
+    memory = PeakMemory()
     cpu, start = time.process_time(), time.perf_counter()
     call()
     entry.setdefault("seconds", []).append(time.perf_counter() - start)
@@ -223,7 +236,10 @@ def time_call(entry: dict[str, Any], call: Callable[[], Any], device: torch.devi
     if cuda:
         peak = torch.cuda.max_memory_allocated(device)
         entry.update(device_peak_bytes=peak, device_added_bytes=peak - before)
-    entry["host_peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    entry["host_peak_bytes"] = max(memory.bytes, entry.get("host_peak_bytes", 0))
+    if not memory.whole_process:
+        added = memory.bytes - memory.before
+        entry["host_added_bytes"] = max(added, entry.get("host_added_bytes", 0))
 
 
 def describe(case: Case, spec: Spec, session: Session, workload: Workload) -> dict[str, Any]:
@@ -255,3 +271,25 @@ def figures(entry: dict[str, Any]) -> dict[str, Any]:
         "tflops": entry["operations"] / median / 1e12,
         "call_s": median / entry["calls"],
     }
+
+
+def troubles(content: dict[str, Any]) -> list[str]:
+    """What is wrong with a run's results.
+
+    Only the engine is held to run, and may say that it can not; a wrong result is a finding
+    wherever it comes from.
+    """
+    found = [
+        f"{entry['case']}, {entry.get('provider', '')}: {entry['status']}: {entry['reason']}"
+        for entry in content.get("results", [])
+        if entry["status"] == "wrong"
+        or (
+            entry["status"] == "failed"
+            and entry.get("provider", "engine").startswith(("engine", "device"))
+        )
+    ]
+    if not any(entry["status"] == "ok" for entry in content.get("results", [])):
+        found.append("nothing was measured")
+    if content.get("lost"):
+        found.append(f"the device was lost: {content['lost']}")
+    return found

@@ -5,6 +5,7 @@ Everything heavy is imported inside the commands, so that ``c2v --help`` answers
 """
 
 from c2v_engine.cli import (
+    bench,
     corpora,
     encoding,
     evaluation,
@@ -19,6 +20,7 @@ from c2v_engine.cli.app import app, main
 
 __all__ = [
     "app",
+    "bench",
     "corpora",
     "encoding",
     "evaluation",

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import bench_engine
 import pytest
-from engine_benchmark.report import GOALS, goal_lines, peak_tflops, summary, verdict
+from engine_benchmark.report import GOALS, goal_lines, peak_tflops, summary
+
+from c2v_engine.bench.measure import troubles
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -107,18 +109,18 @@ def test_only_the_engine_is_held_to_run_but_nobody_may_be_wrong():
         return {"case": "c", "provider": provider, "status": status, "reason": "why"}
 
     ok = entry("c", "engine float32", [1.0])
-    assert verdict({"results": [ok, outcome("padded float32", "failed")]}) == []
-    assert verdict({"results": [ok, outcome("engine float8", "unusable")]}) == []
+    assert troubles({"results": [ok, outcome("padded float32", "failed")]}) == []
+    assert troubles({"results": [ok, outcome("engine float8", "unusable")]}) == []
     for provider, status in (
         ("padded float32", "wrong"),
         ("engine float8", "wrong"),
         ("engine float32", "failed"),
         ("device float32", "failed"),
     ):
-        found = verdict({"results": [ok, outcome(provider, status)]})
+        found = troubles({"results": [ok, outcome(provider, status)]})
         assert found == [f"c, {provider}: {status}: why"]
-    assert verdict({"results": []}) == ["nothing was measured"]
-    assert "device was lost: in c" in verdict({"results": [ok], "lost": "in c"})[0]
+    assert troubles({"results": []}) == ["nothing was measured"]
+    assert "device was lost: in c" in troubles({"results": [ok], "lost": "in c"})[0]
 
 
 def test_the_summary_names_what_was_cut():

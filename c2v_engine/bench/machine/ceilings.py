@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from c2v_engine.bench.machine.clock import make_timer
 
-__all__ = ["Ceilings", "measure_ceilings"]
+__all__ = ["Ceilings", "measure_ceilings", "measure_ceilings_by_dtype"]
 
 REPETITIONS = 15
 
@@ -83,3 +84,25 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype, *, tiny: bool = F
         gemm_ms,
         work,
     )
+
+
+def measure_ceilings_by_dtype(
+    device: torch.device, dtypes: Sequence[torch.dtype], *, tiny: bool = False
+) -> dict[str, Any]:
+    """Both for several dtypes, as result files hold them.
+
+    Args:
+        device: where.
+        dtypes: of the matrices.
+        tiny: with little work, to try the harness; no ceiling of anything.
+
+    Returns:
+        ``copy_gb_per_s``, the best of as many measurements as there are dtypes; ``gemm_tflops``,
+        by dtype; and ``repetitions``, every one of both.
+    """
+    found = {str(d).removeprefix("torch."): measure_ceilings(device, d, tiny=tiny) for d in dtypes}
+    return {
+        "copy_gb_per_s": max(each.copy_gb_per_s for each in found.values()),
+        "gemm_tflops": {name: each.gemm_tflops for name, each in found.items()},
+        "repetitions": {name: each.as_json() for name, each in found.items()},
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +23,7 @@ from c2v_engine.runtime.options import default_batch_tokens
 if TYPE_CHECKING:
     from c2v_engine.bench.session import Session
 
-__all__ = ["OPENERS", "Opener"]
+__all__ = ["OPENERS", "Opener", "default_providers"]
 
 Opener = Callable[["Session", Spec], Provider]
 """Opens a provider of a session's model; raises ``UnusableError`` where it can not be had here."""
@@ -66,3 +67,17 @@ OPENERS: dict[str, Opener] = {
     "packed": open_packed,
 }
 """By the kind of a ``Spec``."""
+
+
+def default_providers(device: torch.device) -> list[str]:
+    """Who takes part beside the engine where nobody is asked for: what needs no long preparation.
+
+    Args:
+        device: where.
+    """
+    found = ["device", "padded"]
+    if device.type == "cuda":
+        found.append("packed")
+    if "sentence-transformers" in OPENERS and find_spec("sentence_transformers") is not None:
+        found.append("sentence-transformers")
+    return found

@@ -1,0 +1,141 @@
+"""What a run of ``c2v bench`` measures: models, workloads, dtypes, providers, made into cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from c2v_engine.bench.case import Case
+from c2v_engine.bench.models.source import ModelSource
+from c2v_engine.bench.providers.base import Spec
+from c2v_engine.bench.workloads import INSTRUCTION, QUERIES, Lengths
+from c2v_engine.errors import ConfigError
+
+__all__ = ["DTYPES", "WORKLOADS", "Plan", "make_cases"]
+
+WORKLOADS = {
+    "32": Lengths(32),
+    "128": Lengths(128),
+    "512": Lengths(512),
+    "passages": Lengths(label="passages"),
+    "queries": QUERIES,
+}
+"""By name: so many rows each, passages of log-normal length, short queries with an instruction."""
+DTYPES = ("bfloat16", "float16", "float32")
+"""That everybody computes in; ``int8``, ``float8`` and ``q8_0`` are single providers' own."""
+LEAST_TOKENS, MOST_TOKENS = 256, 2**19
+PROFILED = ("128", "passages")
+"""The workloads of whose first the engine's stages are shown."""
+# What a call is reckoned with before anything has run: whatever this is wrong by, calls take longer
+# or less time than they were meant to, and no figure is other.
+EXPECTED_OF_GEMM = 0.5
+CALLS_BESIDE_REPETITIONS = 2  # the check, and the round that is not timed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for.
+
+    Attributes:
+        workloads: names in ``WORKLOADS``; ``file`` for ``texts``.
+        dtypes: of all providers but those that name their own.
+        providers: kinds in ``registry.OPENERS``, or ``KIND:DTYPE``, as in ``llama.cpp:q8_0``;
+            without ``engine``, which always takes part.
+        repetitions: of every provider, after one that is not timed.
+        seconds: for all cases together, about.
+        texts: of the workload ``file``.
+        source: where these come from, for the case's name.
+        urls: of providers that are servers, by kind.
+        tokens: rows of the decoder in a call; None for as many as the time allows.
+    """
+
+    workloads: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    providers: tuple[str, ...]
+    repetitions: int = 3
+    seconds: float = 80.0
+    texts: tuple[str, ...] = ()
+    source: str = "file"
+    urls: tuple[tuple[str, str], ...] = ()
+    tokens: int | None = None
+
+    def specs(self, dtype: str) -> tuple[Spec, ...]:
+        """The providers of a case: our engine first, others' vectors are compared with its."""
+        specs = [Spec("engine", dtype)]
+        for provider in self.providers:
+            kind, _, own = provider.partition(":")
+            # A dtype of its own belongs to the cases of one dtype alone, or it would run in each.
+            if own and dtype != self.beside(own):
+                continue
+            specs.append(Spec(kind, own or dtype, url=dict(self.urls).get(kind)))
+        return tuple(dict.fromkeys(specs))
+
+    def beside(self, own: str) -> str:
+        """The dtype whose cases a provider of another dtype takes part in."""
+        return own if own in self.dtypes else self.dtypes[0]
+
+
+def make_cases(
+    plan: Plan, sources: Mapping[str, ModelSource], gemm_tflops: Mapping[str, float]
+) -> list[Case]:
+    """The cases of a plan, model by model.
+
+    Args:
+        plan: what is asked for.
+        sources: the models, by the names that cases give them.
+        gemm_tflops: of the machine, by dtype: how much work fits in the time.
+
+    Raises:
+        ConfigError: a dtype or workload that is not known.
+    """
+    for dtype in plan.dtypes:
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    groups = [(name, dtype) for name in sources for dtype in plan.dtypes]
+    calls = sum(
+        len(plan.specs(dtype)) * (plan.repetitions + CALLS_BESIDE_REPETITIONS)
+        for _, dtype in groups
+    ) * len(plan.workloads)
+    seconds = plan.seconds / max(calls, 1)
+    profiled = next((name for name in PROFILED if name in plan.workloads), None)
+    cases = []
+    for name, dtype in groups:
+        source = sources[name]
+        operations = 2.0 * sum(source.multiplied_parameters(p) for p in ("decoder", "encoder"))
+        rate = EXPECTED_OF_GEMM * gemm_tflops[dtype] * 1e12 / operations
+        tokens = plan.tokens or int(min(max(seconds * rate, LEAST_TOKENS), MOST_TOKENS))
+        for workload in plan.workloads:
+            cases.append(
+                make_case(plan, name, source, workload, tokens, dtype, workload == profiled)
+            )
+    return cases
+
+
+def make_case(
+    plan: Plan,
+    name: str,
+    source: ModelSource,
+    workload: str,
+    tokens: int,
+    dtype: str,
+    stages: bool,
+) -> Case:
+    """One case."""
+    if workload == "file":
+        lengths, texts = WORKLOADS["passages"], plan.texts
+    elif workload in WORKLOADS:
+        lengths, texts = WORKLOADS[workload], ()
+    else:
+        known = ", ".join((*WORKLOADS, "file"))
+        raise ConfigError(f"workload is {workload!r}, expected one of {known}")
+    prompt = INSTRUCTION if workload == "queries" and source.description.config.reads_prompt else ""
+    return Case(
+        name,
+        lengths,
+        tokens,
+        plan.specs(dtype),
+        prompt=prompt,
+        texts=texts,
+        source=plan.source,
+        stages=stages,
+    )
