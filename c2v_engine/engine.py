@@ -17,6 +17,7 @@ from c2v_engine.model.checkpoint import CheckpointDescription, LoadOptions
 from c2v_engine.model.config import Causal2VecConfig
 from c2v_engine.model.fingerprint import checkpoint_fingerprint
 from c2v_engine.model.loading import Placement
+from c2v_engine.model.methods import method_of
 from c2v_engine.model.pooling import OutputFormat
 from c2v_engine.runtime.batch_runner import BatchRunner
 from c2v_engine.runtime.hub import fetch_checkpoint
@@ -518,9 +519,11 @@ class Causal2Vec:
             "directory": str(description.directory),
             "fingerprint": self._fingerprint,
             "dimension": self.dimension,
+            "method": method_of(self.config),
             "template": list(self.config.template),
             "pooling": list(self.config.pooling),
             "attention mask": self.config.attention,
+            "summary tokens": self.config.summary_tokens,
             "normalize": self.config.normalize,
             "max length": self.config.max_length,
             "prompts": self.prompts,

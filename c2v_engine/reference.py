@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from c2v_engine.errors import CheckpointError, InputError, TextError
 from c2v_engine.model.config import Causal2VecConfig, ProjectorActivation
-from c2v_engine.model.template import BOS, CONTEXT, EOS, TextFormat, parse_format
+from c2v_engine.model.summary import SUMMARY_NAME
+from c2v_engine.model.template import BOS, CONTEXT, EOS, SUMMARY, TextFormat, parse_format
 
 Features = dict[str, Tensor]
 
@@ -47,6 +49,7 @@ class Causal2VecReference(nn.Module):
         encoder: stock transformers encoder, or None.
         projector: the two linear layers, or None.
         decoder: stock transformers decoder without LM head, its adapter merged.
+        summary: input rows of the summary tokens ``[k, d]``, or None.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Causal2VecReference(nn.Module):
         encoder: Any = None,
         encoder_tokenizer: Any = None,
         projector: nn.Module | None = None,
+        summary: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -64,6 +68,7 @@ class Causal2VecReference(nn.Module):
         self.encoder: Any = encoder
         self.projector: Any = projector
         self.decoder: Any = decoder
+        self.summary = None if summary is None else nn.Parameter(summary)
         self.encoder_tokenizer, self.decoder_tokenizer = encoder_tokenizer, decoder_tokenizer
 
     @classmethod
@@ -106,6 +111,8 @@ class Causal2VecReference(nn.Module):
             parts["encoder_tokenizer"] = _load_tokenizer(encoder_path)
             sizes = parts["encoder"].config.hidden_size, decoder.config.hidden_size
             parts["projector"] = _load_projector(path, config, *sizes).to(dtype)
+        if config.summary_tokens:
+            parts["summary"] = _load_summary(path, config, decoder.config.hidden_size).to(dtype)
         tokenizer = _load_tokenizer(path / config.decoder.path)
         return cls(config, decoder, tokenizer, **parts).to(device).eval()
 
@@ -155,8 +162,9 @@ class Causal2VecReference(nn.Module):
             if entry.format is not None:
                 columns = self._tokenize_entry(index, entry.format, texts, prompt)
             else:
-                token_id = 0 if entry.kind == CONTEXT else self._special_id(entry.kind)
-                columns = [[Token(token_id, index, None)]] * len(texts)
+                given = entry.kind in (CONTEXT, SUMMARY)
+                token_id = 0 if given else self._special_id(entry.kind)
+                columns = [[Token(token_id, index, None)] * entry.rows] * len(texts)
             for sequence, tokens in zip(sequences, columns, strict=True):
                 sequence.extend(tokens)
         for row, sequence in zip(rows, sequences, strict=True):
@@ -232,15 +240,18 @@ class Causal2VecReference(nn.Module):
         entries = features["entries"]
         hidden_states = self.decoder.get_input_embeddings()(features["input_ids"])
         if self.encoder is not None:
-            kinds = [entry.kind == CONTEXT for entry in self.template.entries]
-            is_context = torch.tensor([*kinds, False], device=entries.device)[entries]
-            context = self.contextual_tokens(features)
-            hidden_states = torch.where(is_context[..., None], context[:, None], hidden_states)
+            context = self.contextual_tokens(features)[:, None]
+            hidden_states = torch.where(self._rows_of(CONTEXT, entries), context, hidden_states)
+        if self.summary is not None:
+            is_summary = self._rows_of(SUMMARY, entries)
+            number = (is_summary[..., 0].cumsum(dim=1) - 1).clamp(0, len(self.summary) - 1)
+            rows = self.summary[number].to(hidden_states.dtype)
+            hidden_states = torch.where(is_summary, rows, hidden_states)
         real = entries != PADDING
         positions = torch.arange(entries.shape[1], device=entries.device)
         hidden_states = self.decoder(
             inputs_embeds=hidden_states,
-            attention_mask=self._attention_mask(real),
+            attention_mask=self._attention_mask(entries),
             position_ids=positions[None].expand_as(entries),
             use_cache=False,
         ).last_hidden_state
@@ -248,6 +259,11 @@ class Causal2VecReference(nn.Module):
             [_entry_mean(hidden_states, entries == index, real) for index in self.template.pooled],
             dim=-1,
         )
+
+    def _rows_of(self, kind: str, entries: Tensor) -> Tensor:
+        """Which rows are of entries of a kind: bool ``[batch, length, 1]``."""
+        kinds = [entry.kind == kind for entry in self.template.entries]
+        return torch.tensor([*kinds, False], device=entries.device)[entries][..., None]
 
     def contextual_tokens(self, features: Features) -> Tensor:
         """The encoder's pooled states, projected: ``[batch, decoder width]``."""
@@ -270,16 +286,26 @@ class Causal2VecReference(nn.Module):
         projected: Tensor = self.projector((sums / counts).to(hidden_states.dtype))
         return projected
 
-    def _attention_mask(self, real: Tensor) -> Any:
+    def _attention_mask(self, entries: Tensor) -> Any:
         """What the stock decoder takes: ``[batch, length]``, or 4D masks where not causal."""
-        if self.config.attention == "causal":
+        real, causal = entries != PADDING, self.config.attention == "causal"
+        if causal and not self.template.splits_summary:
             return real.long()
         config = self.decoder.config
         positions = torch.arange(real.shape[1], device=real.device)
-        distance = (positions[:, None] - positions[None, :]).abs()
+        distance = (positions[:, None] - positions[None, :]).abs()[None, None]
         window = getattr(config, "sliding_window", None)
         # A padded row sees itself: a softmax over nothing would put NaN among the values.
-        full = (real[:, None, None, :] | (distance == 0)).expand(-1, -1, len(positions), -1)
+        itself = distance == 0
+        full = (real[:, None, None, :] | itself).expand(-1, -1, len(positions), -1)
+        if causal:
+            # Summary rows see the text, as if each stood right behind it, and themselves.
+            summary = self._rows_of(SUMMARY, entries)[..., 0]
+            text = (real & ~summary).sum(dim=1, keepdim=True)
+            places = torch.where(summary, text, positions)
+            before = positions <= places[:, None, :, None]
+            full = itself | (full & before & ~summary[:, None, None, :])
+            distance = torch.where(itself, 0, places[:, None, :, None] - positions)
         masks = {
             "full_attention": full,
             "sliding_attention": full & (distance < window) if window else full,
@@ -291,8 +317,9 @@ class Causal2VecReference(nn.Module):
                 for kind, mask in masks.items()
             }
         elif config._attn_implementation != "sdpa":
+            kind = "causal with summary tokens" if causal else "bidirectional"
             raise CheckpointError(
-                f"attention is bidirectional, which {config._attn_implementation} can not mask"
+                f"attention is {kind}, which {config._attn_implementation} can not mask"
             )
         kinds = set(getattr(config, "layer_types", None) or ())
         if not kinds:
@@ -443,6 +470,21 @@ def _load_projector(
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{weights}: {error}") from None
     return projector
+
+
+def _load_summary(path: Path, config: Causal2VecConfig, decoder_size: int) -> Tensor:
+    """The learned input rows of the summary tokens (arXiv 2506.04344)."""
+    from safetensors.torch import load_file
+
+    weights, shape = path / SUMMARY_NAME, (config.summary_tokens, decoder_size)
+    try:
+        found = load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{weights}: {error}") from None
+    if {name: tuple(one.shape) for name, one in found.items()} != {"weight": shape}:
+        raise CheckpointError(f"{weights}: expected one tensor, 'weight' {list(shape)}")
+    weight: Tensor = found["weight"]
+    return weight
 
 
 def _load_decoder(

@@ -76,6 +76,7 @@ class Recipe:
     storage: str = "float32"
     adapter: str | None = None  # lora, rslora, or head: trained on the model with its LM head
     add_eos_token: bool | None = None
+    summary_tokens: int = 0
     seed: int = 0
 
 
@@ -387,6 +388,11 @@ def build_checkpoint(directory: Path, recipe: Recipe) -> Path:
         decoder_size = decoder_config(recipe).hidden_size
         width = _save_projector(recipe, config.hidden_size, decoder_size, directory)
         projector = ProjectorConfig(width, recipe.activation, recipe.projector_bias)
+    if recipe.summary_tokens:
+        generator = torch.Generator().manual_seed(recipe.seed + 4)
+        shape = recipe.summary_tokens, decoder_config(recipe).hidden_size
+        rows = (0.5 * torch.randn(shape, generator=generator)).to(getattr(torch, recipe.storage))
+        save_file({"weight": rows}, directory / "summary.safetensors")
     Causal2VecConfig(
         template=recipe.template,
         pooling=recipe.pooling,
@@ -398,5 +404,6 @@ def build_checkpoint(directory: Path, recipe: Recipe) -> Path:
         decoder=DecoderConfig(adapter=None if recipe.adapter is None else "adapter"),
         prompts=dict(recipe.prompts),
         default_prompt_name=recipe.default_prompt_name,
+        summary_tokens=recipe.summary_tokens,
     ).save(directory)
     return directory

@@ -91,7 +91,7 @@ class ContextualInputs:
         Raises:
             ConfigError: the checkpoint's ``config.json`` is missing or wrong.
             CheckpointError: its files do not fit together, or there is no such model.
-            UnsupportedError: its decoder's attention is bidirectional.
+            UnsupportedError: its attention is bidirectional, or it has summary tokens.
             BackendError: a device, dtype or backend that can not be used here.
         """
         description = describe_causal(model)
@@ -171,13 +171,18 @@ def describe_causal(model: str | Path | None) -> CheckpointDescription:
     Raises:
         ConfigError: the checkpoint's ``config.json`` is missing or wrong.
         CheckpointError: there is no such model.
-        UnsupportedError: its decoder's attention is bidirectional.
+        UnsupportedError: its attention is bidirectional, or it has summary tokens.
     """
     description = CheckpointDescription.read(checkpoint_directory(model))
     if description.config.attention != "causal":
         raise UnsupportedError(
             f"{description.directory}: attention is {description.config.attention!r}, other "
             "engines run decoders with the causal mask only"
+        )
+    if description.config.summary_tokens:
+        raise UnsupportedError(
+            f"{description.directory}: template has <summary>, whose tokens do not see each other, "
+            "which other engines can not be told"
         )
     return description
 

@@ -27,9 +27,18 @@ from c2v_engine.model.config import (
 from c2v_engine.model.decoder_shape import DecoderShape
 from c2v_engine.model.encoder import EncoderShape, check_encoder_length
 from c2v_engine.model.lora import LoraAdapter
+from c2v_engine.model.methods import (
+    DEFAULT_METHOD,
+    EXAMPLES_PROMPT,
+    IN_CONTEXT,
+    Example,
+    in_context_prompt,
+    method_named,
+)
 from c2v_engine.model.modules_json import save_modules_json
 from c2v_engine.model.projector import PROJECTOR_NAME, projector_shapes
-from c2v_engine.model.template import CONTEXT, Template
+from c2v_engine.model.summary import SUMMARY_NAME, untrained_summary
+from c2v_engine.model.template import Template
 from c2v_engine.model.weights import WeightFolder
 
 # What a transformers checkpoint folder consists of; nothing else is copied or fetched.
@@ -72,6 +81,8 @@ def _copy_files(source: Path, config: Causal2VecConfig, target: Path) -> None:
         copy_model_files(source / folder, target / folder)
     if config.projector is not None:
         shutil.copyfile(source / PROJECTOR_NAME, target / PROJECTOR_NAME)
+    if config.summary_tokens:
+        shutil.copyfile(source / SUMMARY_NAME, target / SUMMARY_NAME)
     config.save(target)
     save_modules_json(config, target)
 
@@ -88,9 +99,11 @@ def create_checkpoint(
     decoder: str | Path,
     encoder: str | Path | None = None,
     *,
-    template: Sequence[str] = (CONTEXT, "{prompt}{text}", "<eos>"),
-    pooling: Sequence[str | int] = (CONTEXT, "<eos>"),
-    attention: AttentionMode = "causal",
+    method: str | None = None,
+    template: Sequence[str] | None = None,
+    pooling: Sequence[str | int] | None = None,
+    attention: AttentionMode | None = None,
+    summary_tokens: int | None = None,
     normalize: bool = True,
     max_length: int = 512,
     encoder_options: Mapping[str, Any] | None = None,
@@ -99,19 +112,26 @@ def create_checkpoint(
     projector_bias: bool = True,
     prompts: Mapping[str, str] | None = None,
     default_prompt_name: str | None = None,
+    examples: Sequence[Example] | None = None,
+    instruction: str | None = None,
     adapter: str | Path | None = None,
     seed: int = 0,
 ) -> Path:
-    """Assemble a checkpoint with an untrained projector from an encoder and a decoder.
+    """Assemble a checkpoint from a decoder and, with a contextual token, an encoder.
+
+    The projector's weights and the summary tokens are new, and untrained.
 
     Args:
         output: the directory to write; it must not hold anything yet.
         decoder: a transformers checkpoint folder (Llama, Mistral, Qwen2 or Qwen3).
         encoder: a transformers checkpoint folder (BERT family); None for templates without
             ``<context>``.
-        template: the decoder's sequence.
-        pooling: the template entries that make the embedding.
-        attention: ``causal`` or ``bidirectional``.
+        method: one of ``METHODS``, which stands for a template, its pooling and attention; None
+            for ``causal2vec``, or for what the next three say.
+        template: the decoder's sequence, in place of a method's.
+        pooling: the template entries that make the embedding; likewise.
+        attention: ``causal`` or ``bidirectional``; likewise.
+        summary_tokens: rows of the template's ``<summary>``; None for the method's.
         normalize: whether embeddings are L2-normalised by default.
         max_length: most rows of the decoder's sequence.
         encoder_options: the encoder's section of the config: ``text``, ``pooling``,
@@ -121,8 +141,12 @@ def create_checkpoint(
         projector_bias: whether it has biases.
         prompts: named prompts.
         default_prompt_name: the one used where a call names none.
+        examples: instruction, query and response of each, for the method ``in-context``: they are
+            stored as the prompt ``query``, rendered as bge-en-icl does.
+        instruction: of the queries that follow the examples; None for the examples' own.
         adapter: a PEFT LoRA adapter folder of the decoder.
-        seed: of the projector's weights: normal, of variance 1 / inputs; biases are zero.
+        seed: of the projector's weights: normal, of variance 1 / inputs; biases are zero. And of
+            the summary tokens: normal, with the mean and variance of the token embeddings.
 
     Returns:
         The output directory.
@@ -136,7 +160,17 @@ def create_checkpoint(
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ConfigError(f"seed is {seed!r}, expected a whole number from 0 to 2^63 - 1")
     encoder = None if encoder is None else Path(encoder)
-    has_context = Template(tuple(template), tuple(pooling)).has_context
+    chosen = method_named(DEFAULT_METHOD if method is None else method)
+    own = {"template": template, "pooling": pooling, "attention": attention}
+    for name, value in own.items():
+        if method is not None and value is not None:
+            raise ConfigError(f"both method and {name} are given, expected only one of them")
+    template = chosen.template if template is None else tuple(template)
+    pooling = chosen.pooling if pooling is None else tuple(pooling)
+    if summary_tokens is None:
+        summary_tokens = chosen.summary_tokens
+    prompts = _with_examples(prompts or {}, examples, instruction, method)
+    has_context = Template(template, pooling, summary_tokens).has_context
     if has_context and encoder is None:
         raise ConfigError("template has <context>, so an encoder must be given")
     if not has_context and (encoder is not None or encoder_options):
@@ -152,19 +186,20 @@ def create_checkpoint(
         )
         projector = ProjectorConfig(width, projector_activation, projector_bias)
     config = Causal2VecConfig(
-        template=tuple(template),
-        pooling=tuple(pooling),
-        attention=attention,
+        template=template,
+        pooling=pooling,
+        attention=chosen.attention if attention is None else attention,
         normalize=normalize,
         max_length=max_length,
         encoder=encoder_section,
         projector=projector,
         decoder=DecoderConfig(adapter=None if adapter is None else "adapter"),
-        prompts=dict(prompts or {}),
+        prompts=prompts,
         default_prompt_name=default_prompt_name,
+        summary_tokens=summary_tokens,
     )
     sources = {config.decoder.path: decoder}
-    WeightFolder(decoder)
+    weights = WeightFolder(decoder)
     if encoder is not None and encoder_section is not None:
         WeightFolder(encoder)
         sources[encoder_section.path] = encoder
@@ -179,9 +214,34 @@ def create_checkpoint(
             save_file(
                 _untrained(projector_shapes(projector, *sizes), seed), output / PROJECTOR_NAME
             )
+        if summary_tokens:
+            prefix = "model." if "model.embed_tokens.weight" in weights else ""
+            shape = decoder_shape.vocab_size, decoder_shape.hidden_size
+            table = weights.take(f"{prefix}embed_tokens.weight", shape)
+            rows = untrained_summary(table, summary_tokens, seed)
+            save_file({"weight": rows}, output / SUMMARY_NAME)
         config.save(output)
         save_modules_json(config, output)
     return output
+
+
+def _with_examples(
+    prompts: Mapping[str, str],
+    examples: Sequence[Example] | None,
+    instruction: str | None,
+    method: str | None,
+) -> dict[str, str]:
+    """The prompts, and that of the examples."""
+    given = "instruction" if examples is None else "examples"
+    if examples is None and instruction is None:
+        return dict(prompts)
+    if method != IN_CONTEXT:
+        raise ConfigError(f"{given} can be given with method {IN_CONTEXT!r} only")
+    if EXAMPLES_PROMPT in prompts:
+        raise ConfigError(
+            f"prompts has {EXAMPLES_PROMPT!r}, which {given} would make: leave one of them out"
+        )
+    return {**prompts, EXAMPLES_PROMPT: in_context_prompt(examples or (), instruction)}
 
 
 def _encoder_section(

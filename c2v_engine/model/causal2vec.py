@@ -70,6 +70,7 @@ class PackedCausal2Vec:
         attention: the decoder's attention backend.
         context: None for templates without ``<context>``.
         rounding: of row counts.
+        summary: input rows of the summary tokens, ``[k, d]``; None without any.
     """
 
     def __init__(
@@ -79,15 +80,16 @@ class PackedCausal2Vec:
         attention: AttentionBackend,
         context: ContextModel | None,
         rounding: Rounding,
+        summary: torch.Tensor | None = None,
     ) -> None:
         self.config = config
         self.decoder = decoder
         self.attention = attention
         self.context = context
         self.rounding = rounding
-        template = config.parsed_template
+        self.summary = summary
         # With single rows pooled, as many of every text, the last layer needs only these.
-        self.pools_single_rows = all(template.entries[i].format is None for i in template.pooled)
+        self.pools_single_rows = config.parsed_template.pools_single_rows
         self._prompts: OrderedDict[tuple[int, ...], PromptStates] = OrderedDict()
 
     @property
@@ -118,6 +120,9 @@ class PackedCausal2Vec:
             + kv
             + kv * (shape.num_attention_heads // shape.num_key_value_heads)
         )
+        if self.config.parsed_template.splits_summary:
+            # Each summary token has a copy of its text's keys, which some kernels repeat.
+            attending *= 1 + self.config.summary_tokens
         widths = [3 * d + max(attending, 3 * shape.intermediate_size)]
         if self.context is not None:
             encoder = self.context.encoder.shape
@@ -169,6 +174,13 @@ class PackedCausal2Vec:
         self._prompts.move_to_end(token_ids)
         return states
 
+    def _given_rows(self, batch: PackedBatch) -> torch.Tensor | None:
+        """The input rows that are no tokens of the vocabulary: summary, then contextual ones."""
+        if self.context is None:
+            return self.summary
+        contextual = self.context.tokens(batch, self.rounding)
+        return contextual if self.summary is None else torch.cat((self.summary, contextual))
+
     @torch.inference_mode()
     def forward(
         self, batch: PackedBatch, output: OutputFormat, prompt: PromptStates | None = None
@@ -184,9 +196,9 @@ class PackedCausal2Vec:
             Embeddings ``[texts, segments * keep]`` (or packed bits), and float32 norms ``[texts]``,
             which are not finite where a text's embedding is not.
         """
-        contextual = None if self.context is None else self.context.tokens(batch, self.rounding)
+        given = self._given_rows(batch)
         with stage("embed"):
-            hidden_states = self.decoder.embed(batch.decoder.token_ids, contextual)
+            hidden_states = self.decoder.embed(batch.decoder.token_ids, given)
         hidden_states = self.decoder.forward(
             hidden_states,
             batch.decoder,

@@ -22,6 +22,7 @@ from c2v_engine.model.encoder import Encoder, check_encoder_length
 from c2v_engine.model.loading import Placement, WeightSource
 from c2v_engine.model.lora import LoraAdapter
 from c2v_engine.model.projector import PROJECTOR_NAME, Projector
+from c2v_engine.model.summary import SUMMARY_NAME, load_summary
 from c2v_engine.model.weights import WeightFolder
 
 
@@ -192,7 +193,11 @@ def _load_model(
     context = None
     if config.encoder is not None:
         context = load_context(description, placement, options, open_weights)
-    return PackedCausal2Vec(config, decoder, backend, context, placement.rounding)
+    summary = None
+    if config.summary_tokens:
+        source = open_weights(description.directory, SUMMARY_NAME)
+        summary = load_summary(source, config.summary_tokens, shape.hidden_size, placement)
+    return PackedCausal2Vec(config, decoder, backend, context, placement.rounding, summary)
 
 
 def _attention(

@@ -125,6 +125,7 @@ class Causal2VecConfig:
         decoder: the decoder's folder and adapter.
         prompts: named prompts.
         default_prompt_name: the prompt used where a call names none.
+        summary_tokens: rows of ``<summary>``; 0 for templates without it.
 
     Raises:
         ConfigError: a value that can not be, named by its key.
@@ -140,6 +141,7 @@ class Causal2VecConfig:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
+    summary_tokens: int = 0
 
     def __post_init__(self) -> None:
         template = self.parsed_template
@@ -150,6 +152,11 @@ class Causal2VecConfig:
             raise ConfigError("template has <context>, so encoder and projector must be given")
         if not template.has_context and (self.encoder is not None or self.projector is not None):
             raise ConfigError("template has no <context>, so encoder and projector must be null")
+        if template.summary_tokens and self.attention != "causal":
+            raise ConfigError(
+                f"attention is {self.attention!r}, but template has <summary>, which the text must "
+                "not see: expected 'causal'"
+            )
         if not self._reads("text"):
             raise ConfigError("neither template nor encoder.text contains {text}")
         if self.max_length < template.single_rows + template.has_text:
@@ -174,7 +181,7 @@ class Causal2VecConfig:
     @cached_property
     def parsed_template(self) -> Template:
         """Template and pooling, parsed once."""
-        return Template(self.template, self.pooling)
+        return Template(self.template, self.pooling, self.summary_tokens)
 
     def _reads(self, field_name: str) -> bool:
         """Whether the decoder or the encoder reads ``prompt`` or ``text``."""
@@ -233,6 +240,8 @@ class Causal2VecConfig:
                 value = list(value)
             elif spec.name == "prompts":
                 value = dict(value)
+            elif spec.name == "summary_tokens" and not value:
+                continue  # releases that know no summary tokens read the file too
             values[spec.name] = value
         return values
 

@@ -124,11 +124,11 @@ class Decoder:
         return sum(layer.num_parameters for layer in self.layers) + self.norm.numel()
 
     def embed(self, token_ids: torch.Tensor, contextual: torch.Tensor | None) -> torch.Tensor:
-        """The input rows: token embeddings, and contextual tokens in their places.
+        """The input rows: token embeddings, and contextual or summary tokens in their places.
 
         Args:
-            token_ids: int32 ``[tokens]``; ``-1 - t`` stands for the contextual token of text t.
-            contextual: ``[texts, d]``, or None where no id is negative.
+            token_ids: int32 ``[tokens]``; ``-1 - i`` stands for row i of what is given.
+            contextual: ``[given, d]``, or None where no id is negative.
 
         Returns:
             ``[tokens, d]``.
@@ -153,7 +153,7 @@ class Decoder:
             attention: the backend.
             rows: int32 ``[rows]``, as many of every sequence: the only ones wanted, so that the
                 last layer computes queries, output projection and MLP for these alone. None: all.
-            prompt: the states of the prompt that ``sequences.keys`` reads.
+            prompt: the states of the prompt that ``sequences.keys`` reads, where it reads one.
 
         Returns:
             ``[rows, d]`` or ``[tokens, d]``, before the final norm.
@@ -277,13 +277,14 @@ class Decoder:
         return query
 
     def _with_prompt(self, key_value: torch.Tensor, run: _Pass, index: int) -> torch.Tensor:
-        """Before every sequence's keys and values those of the prompt, where there is one."""
+        """Before every sequence's keys and values those that it sees besides its own."""
         keys = run.sequences.keys
         if keys is None:
             return key_value
-        assert run.prompt is not None
+        assert run.prompt is not None or not keys.prompt_rows
+        prompt = None if run.prompt is None else run.prompt.key_values[index]
         with stage("decoder.prompt"):
-            return prefix_concat(keys.rows, key_value, run.prompt.key_values[index])
+            return prefix_concat(keys.rows, key_value, prompt)
 
     def _heads(self, states: torch.Tensor) -> torch.Tensor:
         heads: torch.Tensor = states.unflatten(1, (-1, self.shape.head_dim))

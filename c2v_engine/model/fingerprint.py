@@ -17,6 +17,7 @@ from c2v_engine.errors import CheckpointError
 from c2v_engine.model.assemble import MODEL_FILES
 from c2v_engine.model.config import Causal2VecConfig
 from c2v_engine.model.projector import PROJECTOR_NAME
+from c2v_engine.model.summary import SUMMARY_NAME
 
 _HEAD_BYTES = 64 * 1024
 _BLOCKS, _BLOCK_BYTES = 64, 4096
@@ -35,6 +36,7 @@ def checkpoint_fingerprint(directory: Path, config: Causal2VecConfig) -> str:
     folders = [config.decoder.path, config.decoder.adapter]
     folders += [config.encoder.path] if config.encoder is not None else []
     files = [directory / PROJECTOR_NAME] if config.projector is not None else []
+    files += [directory / SUMMARY_NAME] if config.summary_tokens else []
     for folder in folders:
         files += _model_files(directory / folder) if folder is not None else []
     values = json.dumps(config.to_dict(), sort_keys=True)

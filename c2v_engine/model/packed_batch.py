@@ -10,9 +10,10 @@ import torch
 
 @dataclass(frozen=True)
 class KeySequences:
-    """Keys of sequences that all begin with the same prompt, which was computed before.
+    """Keys of sequences that see more than themselves.
 
-    The queries of a sequence are its last rows.
+    They may all begin with the same prompt, which was computed before, and summary tokens each see
+    the sequence of their text. The queries of a sequence are its last rows.
 
     Attributes:
         rows: int32 ``[keys]``: the packed row that each key is computed from; ``-1 - j`` stands for
@@ -63,10 +64,10 @@ class PackedSequences:
     """Token sequences end to end.
 
     Attributes:
-        token_ids: int32 ``[tokens]``; in the decoder's, ``-1 - t`` stands for the contextual token
-            of text t.
-        position_ids: int32 ``[tokens]``, each sequence counting from 0, or from the number of rows
-            of its shared prompt.
+        token_ids: int32 ``[tokens]``; in the decoder's, ``-1 - j`` stands for summary token j of k,
+            and ``-1 - k - t`` for the contextual token of text t.
+        position_ids: int32 ``[tokens]``, each text counting from 0, or from the number of rows of
+            its shared prompt.
         cu_seqlens: int32 ``[sequences + 1]``: where each begins, on the device.
         lengths: int ``[sequences]`` on the host, so that nothing asks the device.
         fillers: how many of the last sequences belong to no text (see ``rounding``).
@@ -149,4 +150,4 @@ class PackedBatch:
     @property
     def num_texts(self) -> int:
         """Texts in the batch."""
-        return len(self.decoder.lengths) - self.decoder.fillers
+        return self.encoder_counts.shape[0]

@@ -10,6 +10,7 @@ from c2v_engine.errors import ConfigError
 BOS = "<bos>"
 EOS = "<eos>"
 CONTEXT = "<context>"
+SUMMARY = "<summary>"
 SINGLE_ROWS = (BOS, EOS, CONTEXT)
 
 
@@ -81,30 +82,47 @@ def parse_format(source: str, name: str = "format") -> TextFormat:
 
 @dataclass(frozen=True)
 class TemplateEntry:
-    """One entry of the template: a single row (``kind`` names it) or a ``text`` format."""
+    """One entry of the template: a single row (``kind`` names it) or a ``text`` format.
+
+    ``<summary>`` is ``rows`` rows.
+    """
 
     kind: str
     format: TextFormat | None = None
+    rows: int = 1
 
 
 class Template:
     """The parsed template and pooling of a config.
 
+    Args:
+        template: the entries.
+        pooling: the pooled ones.
+        summary_tokens: rows of ``<summary>``; 0 where there is none.
+
     Attributes:
         entries: the parsed entries, in order.
         pooled: for each part of the embedding, the index of the entry it is pooled from.
+        summary_tokens: rows of ``<summary>``.
 
     Raises:
         ConfigError: an entry or a pooling that can not be.
     """
 
-    def __init__(self, template: tuple[str, ...], pooling: tuple[str | int, ...]) -> None:
+    def __init__(
+        self,
+        template: tuple[str, ...],
+        pooling: tuple[str | int, ...],
+        summary_tokens: int = 0,
+    ) -> None:
         if not template:
             raise ConfigError("template is empty, expected at least one entry")
         for entry in template:
             if not isinstance(entry, str) or not entry:
                 raise ConfigError(f"template holds {entry!r}, expected non-empty strings")
-        self.entries = tuple(_parse_entry(entry) for entry in template)
+        self.entries = tuple(_parse_entry(entry, summary_tokens) for entry in template)
+        _check_summary(template, summary_tokens)
+        self.summary_tokens = summary_tokens
         if not pooling:
             raise ConfigError("pooling is empty, expected entries of the template or their indices")
         self.pooled = tuple(_pooled_index(entry, template) for entry in pooling)
@@ -121,8 +139,19 @@ class Template:
 
     @property
     def single_rows(self) -> int:
-        """How many rows of the sequence are BOS, EOS or contextual tokens."""
-        return sum(entry.format is None for entry in self.entries)
+        """How many rows of the sequence are BOS, EOS, contextual or summary tokens."""
+        return sum(entry.rows for entry in self.entries if entry.format is None)
+
+    @property
+    def splits_summary(self) -> bool:
+        """Whether summary rows, of which none sees another, are sequences of their own."""
+        return self.summary_tokens > 1
+
+    @property
+    def pools_single_rows(self) -> bool:
+        """Whether a text's embedding is read off as many rows as any other's, in one sequence."""
+        pooled = (self.entries[index] for index in self.pooled)
+        return not self.splits_summary and all(entry.format is None for entry in pooled)
 
     @property
     def formats(self) -> list[TextFormat]:
@@ -130,7 +159,27 @@ class Template:
         return [entry.format for entry in self.entries if entry.format is not None]
 
 
-def _parse_entry(entry: str) -> TemplateEntry:
+def _check_summary(template: tuple[str, ...], rows: int) -> None:
+    if isinstance(rows, bool) or not isinstance(rows, int) or rows < 0:
+        raise ConfigError(f"summary_tokens is {rows!r}, expected a whole number of at least 0")
+    count = template.count(SUMMARY)
+    if count > 1:
+        raise ConfigError(f"template has {SUMMARY} {count} times, expected it once at most")
+    if count and not rows:
+        raise ConfigError(f"template has {SUMMARY}, so summary_tokens must be at least 1")
+    if rows and not count:
+        raise ConfigError(f"summary_tokens is {rows}, but template has no {SUMMARY}")
+    if count and template[-1] != SUMMARY:
+        after = template[template.index(SUMMARY) + 1]
+        raise ConfigError(
+            f"template has {after!r} after {SUMMARY}, which must be "
+            "its last entry: what follows the summary tokens can not change them"
+        )
+
+
+def _parse_entry(entry: str, summary_tokens: int) -> TemplateEntry:
+    if entry == SUMMARY:
+        return TemplateEntry(entry, rows=summary_tokens)
     if entry in SINGLE_ROWS:
         return TemplateEntry(entry)
     return TemplateEntry("text", parse_format(entry, "template entry"))

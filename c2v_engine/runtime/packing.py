@@ -25,17 +25,27 @@ class PackingRules:
         context_entries: template indices of ``<context>``.
         pooled: template index of each part of the embedding.
         encoder_pooling: how encoder states are averaged.
+        summary_tokens: how many rows at the end of a sequence are summary tokens.
     """
 
     context_entries: tuple[int, ...]
     pooled: tuple[int, ...]
     encoder_pooling: EncoderPooling
+    summary_tokens: int = 0
 
     @classmethod
     def from_template(cls, template: Template, encoder_pooling: EncoderPooling) -> PackingRules:
         """Read off a template."""
         context = [i for i, entry in enumerate(template.entries) if entry.kind == CONTEXT]
-        return cls(tuple(context), template.pooled, encoder_pooling)
+        return cls(tuple(context), template.pooled, encoder_pooling, template.summary_tokens)
+
+    @property
+    def alone(self) -> int:
+        """How many of a sequence's last rows see what stands before them, but not each other.
+
+        One summary token is like any last row.
+        """
+        return self.summary_tokens if self.summary_tokens > 1 else 0
 
     def pooled_range(self, text: TokenizedText, entry: int) -> tuple[int, int]:
         """The rows of one part of the embedding.
@@ -250,8 +260,9 @@ def lay_out(
         fillers = _rounding_fillers(sequences, rounding)
     else:
         fillers = _shape_fillers(sequences, shape.decoder_tokens, shape.longest)
-    decoder = _add_sequences(buffer, sequences, fillers, len(prompt))
-    rows, offsets = _pooled(texts, rules, decoder.lengths, len(prompt), added)
+    decoder = _add_sequences(buffer, sequences, fillers, len(prompt), rules.alone)
+    lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+    rows, offsets = _pooled(texts, rules, lengths, len(prompt), added)
     pooled_rows, pooled_offsets = buffer.add(rows), buffer.add(offsets)
     windows = [(number, window) for number, text in enumerate(texts) for window in text.windows]
     if windows and shape is not None:
@@ -278,10 +289,13 @@ def lay_out(
 
 
 def _marked(text: TokenizedText, number: int, rules: PackingRules, prompt_rows: int) -> np.ndarray:
-    """The decoder's ids of a text, with its own number in the batch where a context stands."""
+    """The decoder's ids of a text: negative where a contextual or a summary token stands."""
     token_ids: np.ndarray = text.token_ids[prompt_rows:].copy()
+    summary = rules.summary_tokens
     for entry in rules.context_entries:
-        token_ids[text.bounds[entry] - prompt_rows] = -1 - number
+        token_ids[text.bounds[entry] - prompt_rows] = -1 - summary - number
+    if summary:
+        token_ids[-summary:] = -1 - np.arange(summary)
     return token_ids
 
 
@@ -301,30 +315,70 @@ def _shape_fillers(sequences: list[np.ndarray], tokens: int, longest: int) -> li
 
 
 def _add_sequences(
-    buffer: _Buffer, sequences: list[np.ndarray], fillers: list[int], prompt_rows: int = 0
+    buffer: _Buffer,
+    sequences: list[np.ndarray],
+    fillers: list[int],
+    prompt_rows: int = 0,
+    alone: int = 0,
 ) -> _Sequences:
     real = [len(sequence) for sequence in sequences]
     sequences = [*sequences, *(np.zeros(length, dtype=np.int32) for length in fillers)]
     lengths = np.array([*real, *fillers], dtype=np.int64)
+    positions = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    seen = np.zeros_like(lengths)
+    if alone:
+        lengths, seen = _apart(np.array(real, dtype=np.int64), alone, np.array(fillers, np.int64))
     cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
-    positions = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
+    keys = None
+    if prompt_rows or alone:
+        keys = _add_keys(buffer, cu_seqlens, seen, prompt_rows, len(fillers))
     return _Sequences(
         buffer.add(np.concatenate(sequences)),
         buffer.add(positions + prompt_rows),
         buffer.add(cu_seqlens),
         lengths,
         len(fillers),
-        _add_keys(buffer, cu_seqlens, prompt_rows, len(fillers)) if prompt_rows else None,
+        keys,
     )
 
 
-def _add_keys(buffer: _Buffer, cu_seqlens: np.ndarray, prompt_rows: int, fillers: int) -> _Keys:
-    """The keys of sequences that have some rows of a prompt before their own."""
-    lengths = np.diff(cu_seqlens) + prompt_rows
+def _apart(real: np.ndarray, alone: int, fillers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences of their own for the last rows of every text.
+
+    Returns:
+        The length of every sequence, and how many rows of its text it sees that stand before it.
+    """
+    before = real - alone
+    lengths = np.ones((len(real), 1 + alone), dtype=np.int64)
+    lengths[:, 0] = before
+    seen = np.repeat(before[:, None], 1 + alone, axis=1)
+    seen[:, 0] = 0
+    some = lengths.reshape(-1) > 0  # an empty text is no sequence
+    none_seen = np.zeros_like(fillers)
+    return (
+        np.concatenate((lengths.reshape(-1)[some], fillers)),
+        np.concatenate((seen.reshape(-1)[some], none_seen)),
+    )
+
+
+def _add_keys(
+    buffer: _Buffer, cu_seqlens: np.ndarray, seen: np.ndarray, prompt_rows: int, fillers: int
+) -> _Keys:
+    """The keys of sequences: of a prompt, of the rows of their text that they see, their own."""
+    lengths = prompt_rows + seen + np.diff(cu_seqlens)
     cu_keys = np.concatenate(([0], np.cumsum(lengths)))
     place = np.arange(cu_keys[-1]) - np.repeat(cu_keys[:-1], lengths)
-    own = np.repeat(cu_seqlens[:-1], lengths) + place - prompt_rows
-    rows = np.where(place < prompt_rows, -1 - place, own)
+    # A text stands before its summary tokens, which are one row each.
+    text = np.flatnonzero(seen == 0)
+    of_text = text[np.searchsorted(text, np.arange(len(seen)), side="right") - 1]
+    first_seen = np.where(seen > 0, cu_seqlens[of_text], 0)
+    first_own = cu_seqlens[:-1] - prompt_rows - seen
+    rows = np.where(
+        place < np.repeat(prompt_rows + seen, lengths),
+        np.repeat(first_seen, lengths) + place - prompt_rows,
+        np.repeat(first_own, lengths) + place,
+    )
+    rows = np.where(place < prompt_rows, -1 - place, rows)
     return _Keys(buffer.add(rows), buffer.add(cu_keys), lengths, prompt_rows, fillers)
 
 

@@ -12,7 +12,7 @@ from tokenizers import Encoding, Tokenizer
 
 from c2v_engine.errors import CheckpointError, TextError
 from c2v_engine.model.config import Causal2VecConfig, EncoderConfig
-from c2v_engine.model.template import BOS, CONTEXT, EOS, Template, TextFormat, parse_format
+from c2v_engine.model.template import BOS, CONTEXT, EOS, SUMMARY, Template, TextFormat, parse_format
 from c2v_engine.runtime.prefix import PrefixCutter
 
 _NO_TOKENS = np.empty(0, dtype=np.int32)
@@ -23,7 +23,7 @@ class TokenizedText:
     """One text, ready to be packed.
 
     Attributes:
-        token_ids: int32 ``[n]``: the decoder's sequence; contextual rows hold 0.
+        token_ids: int32 ``[n]``: the decoder's sequence; contextual and summary rows hold 0.
         bounds: where each template entry begins in it, and its end: entries + 1 numbers.
         windows: int32 token ids of what the encoder reads; empty without an encoder.
         shortened: whether the text did not fit in ``max_length`` and lost its end.
@@ -91,10 +91,12 @@ class DecoderTokenizer:
         self._entries = template.entries
         self._formats = template.formats
         self._single_rows = template.single_rows
-        ids = {BOS: bos_id, EOS: eos_id, CONTEXT: 0}
+        ids = {BOS: bos_id, EOS: eos_id, CONTEXT: 0, SUMMARY: 0}
         self._ids = {kind: number for kind, number in ids.items() if number is not None}
         self._single_ids = [
-            None if entry.format is not None else np.array([self._ids[entry.kind]], dtype=np.int32)
+            None
+            if entry.format is not None
+            else np.full(entry.rows, self._ids[entry.kind], dtype=np.int32)
             for entry in template.entries
         ]
         self._cutter = PrefixCutter(tokenizer)
@@ -135,7 +137,7 @@ class DecoderTokenizer:
         return results
 
     def tokens(self, text: str, prompt: str) -> list[Token]:
-        """The whole sequence of a text, not shortened and without contextual tokens, for people.
+        """The sequence of a text, not shortened, for people; without rows that are no tokens.
 
         Raises:
             UnicodeError: it is not valid Unicode.
@@ -143,7 +145,7 @@ class DecoderTokenizer:
         tokens: list[Token] = []
         for entry in self._entries:
             if entry.format is None:
-                if entry.kind != CONTEXT:
+                if entry.kind not in (CONTEXT, SUMMARY):
                     number = self._ids[entry.kind]
                     name = self._tokenizer.id_to_token(number) or entry.kind
                     tokens.append(Token(number, name, True, None, None))

@@ -16,6 +16,7 @@ from c2v_engine.model.assemble import copy_model_files
 from c2v_engine.model.config import Causal2VecConfig
 from c2v_engine.model.modules_json import save_modules_json
 from c2v_engine.model.projector import PROJECTOR_NAME
+from c2v_engine.model.summary import SUMMARY_NAME
 from c2v_engine.reference import Causal2VecReference
 
 ADAPTER = "adapter"
@@ -50,6 +51,8 @@ def save_checkpoint(
             save_file(_weights(reference.projector, dtype), target / PROJECTOR_NAME)
         else:
             shutil.copyfile(source / PROJECTOR_NAME, target / PROJECTOR_NAME)
+    if reference.summary is not None:
+        save_file({"weight": reference.summary.detach().to("cpu", dtype)}, target / SUMMARY_NAME)
     for name, part in parts:
         trained = part is not None and _is_trained(part)
         copy_model_files(source / name, target / name, weights=not trained)

@@ -83,16 +83,16 @@ class SdpaAttention(AttentionBackend):
         keys = sequences.attended
         lengths, key_lengths = sequences.lengths, keys.lengths
         device = sequences.cu_seqlens.device
-        order = np.argsort(-lengths, kind="stable")
+        order = np.lexsort((-key_lengths, -lengths))
         members = [order[i : i + 1] for i in range(len(order))]
         if not self._alone:
-            members = _like_lengths(lengths, order)
+            members = _like_lengths(lengths, key_lengths, order)
         groups: list[_Group] = []
         begin = key_begin = 0
         for group in members:
-            longest, longest_keys = int(lengths[group[0]]), int(key_lengths[group[0]])
+            longest, longest_keys = int(lengths[group[0]]), int(key_lengths[group].max())
             end, key_end = begin + longest * len(group), key_begin + longest_keys * len(group)
-            group_mask = _group_mask(mask, lengths[group], longest, longest_keys - longest)
+            group_mask = _group_mask(mask, lengths[group], key_lengths[group])
             if group_mask is not None:
                 group_mask = _to_device(group_mask, device)
             groups.append(
@@ -133,13 +133,13 @@ class SdpaAttention(AttentionBackend):
 
 
 def _padding(lengths: np.ndarray, groups: list[np.ndarray], device: torch.device) -> _Padding:
-    """How packed rows become those of groups of sequences, each padded to its first."""
+    """How packed rows become those of groups of sequences, each padded to its longest."""
     starts = np.cumsum(lengths) - lengths
     gather_parts: list[np.ndarray] = []
     scatter = np.empty(int(lengths.sum()), dtype=np.int64)
     padded_rows = 0
     for members in groups:
-        columns = np.arange(int(lengths[members[0]]))
+        columns = np.arange(int(lengths[members].max()))
         real = columns < lengths[members][:, None]
         rows = starts[members][:, None] + np.minimum(columns, lengths[members][:, None] - 1)
         gather_parts.append(rows.reshape(-1))
@@ -160,25 +160,31 @@ def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def _like_lengths(lengths: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
+def _like_lengths(
+    lengths: np.ndarray, key_lengths: np.ndarray, order: np.ndarray
+) -> list[np.ndarray]:
     """Cut sequences, longest first, where padding to the group's longest would waste too much."""
     groups: list[np.ndarray] = []
     begin = 0
     while begin < len(order):
-        longest = int(lengths[order[begin]])
-        end, real = begin, 0
+        longest, longest_keys = int(lengths[order[begin]]), 0
+        end, real, real_keys = begin, 0, 0
         while end < len(order):
-            candidate = real + int(lengths[order[end]])
-            if candidate < (1 - _MAX_PADDING) * longest * (end + 1 - begin):
+            keys = int(key_lengths[order[end]])
+            candidate, candidate_keys = real + int(lengths[order[end]]), real_keys + keys
+            # Summary tokens have as many queries, one, but any number of keys.
+            longest_keys = max(longest_keys, keys)
+            full = (1 - _MAX_PADDING) * (end + 1 - begin)
+            if candidate < full * longest or candidate_keys < full * longest_keys:
                 break
-            end, real = end + 1, candidate
+            end, real, real_keys = end + 1, candidate, candidate_keys
         groups.append(order[begin:end])
         begin = end
     return groups
 
 
 def _group_mask(
-    mask: AttentionMask, lengths: np.ndarray, longest: int, prompt_rows: int
+    mask: AttentionMask, lengths: np.ndarray, key_lengths: np.ndarray
 ) -> torch.Tensor | None:
     """Boolean mask of a group, or None where SDPA's own causal or full mask is right.
 
@@ -186,21 +192,24 @@ def _group_mask(
 
     Args:
         mask: what a query sees.
-        lengths: of the queries.
-        longest: of them.
-        prompt_rows: how many keys stand before the first query's own.
+        lengths: of the queries, the last rows of their keys' sequence.
+        key_lengths: of the keys.
     """
-    padded = bool((lengths != longest).any())
-    if mask.window is None and not prompt_rows and (mask.causal or not padded):
+    longest, longest_keys = int(lengths.max()), int(key_lengths.max())
+    before = np.unique(key_lengths - lengths)  # keys before the first query's own
+    padded = bool((lengths != longest).any()) or len(before) > 1
+    if mask.window is None and not before.any() and (mask.causal or not padded):
         return None
-    positions, keys = torch.arange(longest) + prompt_rows, torch.arange(longest + prompt_rows)
-    distance = positions[:, None] - keys[None, :]
+    if len(before) > 1:  # each sequence has its own
+        before = key_lengths - lengths
+    keys = torch.arange(longest_keys)
+    positions = torch.arange(longest) + torch.from_numpy(before)[:, None]
+    distance = (positions[:, :, None] - keys)[:, None]
     visible = distance >= 0 if mask.causal else torch.ones_like(distance, dtype=torch.bool)
     if mask.window is not None:
         visible = visible & (distance.abs() < mask.window)
-    visible = visible[None, None]
     if padded and not mask.causal:
-        real = keys[None, :] < torch.from_numpy(lengths)[:, None] + prompt_rows
+        real = keys[None, :] < torch.from_numpy(key_lengths)[:, None]
         # A padded query keeps sight of some key, or its row would be NaN and poison nothing but
         # the eye of the reader; a windowed one may see padding only.
         visible = visible & real[:, None, None, :]
