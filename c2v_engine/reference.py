@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from c2v_engine.errors import CheckpointError, InputError, TextError
 from c2v_engine.model.config import Causal2VecConfig, ProjectorActivation
-from c2v_engine.model.summary import SUMMARY_NAME
 from c2v_engine.model.template import BOS, CONTEXT, EOS, SUMMARY, TextFormat, parse_format
 
 Features = dict[str, Tensor]
@@ -476,7 +475,7 @@ def _load_summary(path: Path, config: Causal2VecConfig, decoder_size: int) -> Te
     """The learned input rows of the summary tokens (arXiv 2506.04344)."""
     from safetensors.torch import load_file
 
-    weights, shape = path / SUMMARY_NAME, (config.summary_tokens, decoder_size)
+    weights, shape = path / "summary.safetensors", (config.summary_tokens, decoder_size)
     try:
         found = load_file(weights)
     except (OSError, SafetensorError) as error:

@@ -122,7 +122,8 @@ class PackedCausal2Vec:
         )
         if self.config.parsed_template.splits_summary:
             # Each summary token has a copy of its text's keys, which some kernels repeat.
-            attending *= 1 + self.config.summary_tokens
+            group = shape.num_attention_heads // shape.num_key_value_heads
+            attending += self.config.summary_tokens * kv * (1 + group)
         widths = [3 * d + max(attending, 3 * shape.intermediate_size)]
         if self.context is not None:
             encoder = self.context.encoder.shape
@@ -140,6 +141,8 @@ class PackedCausal2Vec:
         heads = shape.num_attention_heads // shape.num_key_value_heads
         # As they are put together, and as a kernel without grouped heads repeats them.
         copied = 2 * shape.key_size * (1 + heads) * self.decoder.norm.element_size()
+        if self.config.parsed_template.splits_summary:
+            copied *= 1 + self.config.summary_tokens
         return -(-prompt_rows * copied // self.peak_bytes_per_token)
 
     @torch.inference_mode()
