@@ -254,6 +254,7 @@ class Causal2VecReference(nn.Module):
             position_ids=positions[None].expand_as(entries),
             use_cache=False,
         ).last_hidden_state
+        # The index of no entry, which stands for all rows, has none of its own.
         return torch.cat(
             [_entry_mean(hidden_states, entries == index, real) for index in self.template.pooled],
             dim=-1,

@@ -48,6 +48,9 @@ TEMPLATES = {
     "mean-of-prompt-and-text": replace(
         MEAN, template=("<bos>", "{prompt}{text}", "<eos>"), pooling=("{prompt}{text}",)
     ),
+    "mean-of-all-rows": replace(
+        MEAN, template=("<bos>", "{prompt}{text}", "<eos>"), pooling=("<all>", "<eos>")
+    ),
     "echo": ECHO,
     "echo-mistral": replace(ECHO, decoder="mistral"),
     "echo-last-token": replace(ECHO, pooling=("<eos>",)),

@@ -116,7 +116,8 @@ class Causal2VecConfig:
 
     Attributes:
         template: the decoder's sequence, entry by entry.
-        pooling: the template entries (by text or index) whose states make the embedding.
+        pooling: the template entries (by text or index) whose states make the embedding, or
+            ``<all>`` for the mean over the whole sequence.
         attention: ``causal``, or ``bidirectional`` for decoders trained without the causal mask.
         normalize: whether embeddings are L2-normalised by default.
         max_length: most rows of the decoder's sequence, everything counted.

@@ -12,6 +12,8 @@ EOS = "<eos>"
 CONTEXT = "<context>"
 SUMMARY = "<summary>"
 SINGLE_ROWS = (BOS, EOS, CONTEXT)
+# A pooling, not an entry: the mean over the whole sequence, its single rows included.
+ALL = "<all>"
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ class Template:
 
     Attributes:
         entries: the parsed entries, in order.
-        pooled: for each part of the embedding, the index of the entry it is pooled from.
+        pooled: for each part of the embedding, the index of the entry it is pooled from; the number
+            of entries, which is the index of none, stands for the whole sequence.
         summary_tokens: rows of ``<summary>``.
 
     Raises:
@@ -120,6 +123,8 @@ class Template:
         for entry in template:
             if not isinstance(entry, str) or not entry:
                 raise ConfigError(f"template holds {entry!r}, expected non-empty strings")
+            if entry == ALL:
+                raise ConfigError(f"template holds {ALL!r}, which can only stand in pooling")
         self.entries = tuple(_parse_entry(entry, summary_tokens) for entry in template)
         _check_summary(template, summary_tokens)
         self.summary_tokens = summary_tokens
@@ -150,8 +155,10 @@ class Template:
     @property
     def pools_single_rows(self) -> bool:
         """Whether a text's embedding is read off as many rows as any other's, in one sequence."""
-        pooled = (self.entries[index] for index in self.pooled)
-        return not self.splits_summary and all(entry.format is None for entry in pooled)
+        return not self.splits_summary and all(
+            index < len(self.entries) and self.entries[index].format is None
+            for index in self.pooled
+        )
 
     @property
     def formats(self) -> list[TextFormat]:
@@ -190,6 +197,8 @@ def _pooled_index(entry: str | int, template: tuple[str, ...]) -> int:
         if not -len(template) <= entry < len(template):
             raise ConfigError(f"pooling holds index {entry}, template has {len(template)} entries")
         return entry % len(template)
+    if entry == ALL:
+        return len(template)
     if entry not in template:
         raise ConfigError(f"pooling holds {entry!r}, which is no entry of template")
     if template.count(str(entry)) > 1:

@@ -23,7 +23,7 @@ class PackingRules:
 
     Attributes:
         context_entries: template indices of ``<context>``.
-        pooled: template index of each part of the embedding.
+        pooled: template index of each part of the embedding, as ``Template.pooled`` has it.
         encoder_pooling: how encoder states are averaged.
         summary_tokens: how many rows at the end of a sequence are summary tokens.
     """
@@ -51,8 +51,10 @@ class PackingRules:
         """The rows of one part of the embedding.
 
         An entry without rows, such as that of an empty text, is replaced by the whole sequence, so
-        that an empty text has a vector.
+        that an empty text has a vector. Past the last entry stands the whole sequence itself.
         """
+        if entry == len(text.bounds) - 1:
+            return 0, text.bounds[-1]
         start, end = text.bounds[entry], text.bounds[entry + 1]
         return (start, end) if start < end else (0, text.bounds[-1])
 

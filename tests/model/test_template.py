@@ -82,6 +82,13 @@ def test_text_entries_are_pooled_by_name_or_index():
     assert Template(("<bos>", "{text}"), ("{text}",)).pooled == (1,)
 
 
+def test_all_rows_are_pooled_as_the_entry_after_the_last():
+    template = Template(("<bos>", "{text}", "<eos>"), ("<all>", "<eos>"))
+    assert template.pooled == (3, 2)
+    assert not template.pools_single_rows
+    assert Template(("<bos>", "{text}", "<eos>"), ("<bos>", "<eos>")).pools_single_rows
+
+
 @pytest.mark.parametrize(
     ("template", "pooling", "message"),
     [
@@ -95,6 +102,7 @@ def test_text_entries_are_pooled_by_name_or_index():
         (("{text}",), (-2,), "pooling holds index -2"),
         (("{text}",), (True,), "pooling holds True"),
         (("{text}",), (None,), "pooling holds None"),
+        (("{text}", "<all>"), (0,), "template holds '<all>', which can only stand in pooling"),
     ],
 )
 def test_an_impossible_template_or_pooling_is_refused(template, pooling, message):

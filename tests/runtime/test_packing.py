@@ -171,6 +171,16 @@ def test_an_entry_without_rows_is_replaced_by_the_whole_sequence():
     assert batch.pooled_offsets.tolist() == [0, 1]
 
 
+def test_pooling_all_rows_gives_every_row_and_leaves_none_to_be_shared():
+    ids = np.arange(12, dtype=np.int32)
+    text = TokenizedText(ids, (0, 1, 11, 12), ())
+    all_rows = rules(Template(("<bos>", "{prompt}{text}", "<eos>"), ("<all>", "<eos>")))
+    batch = pack([text, text], all_rows, 100, CPU)
+    assert batch.pooled_rows.tolist() == [*range(12), 11, *range(12, 24), 23]
+    assert batch.pooled_offsets.tolist() == [0, 12, 13, 25, 26]
+    assert all_rows.first_own_row(text) == 0
+
+
 def test_entries_are_pooled_in_the_order_of_the_embedding():
     ids = np.array([0, 5, 6, 0, 2], dtype=np.int32)
     window = (np.array([1, 2], dtype=np.int32),)
