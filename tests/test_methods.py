@@ -110,6 +110,16 @@ def test_a_text_without_rows_is_refused_by_its_number(created):
         opened(created("llama", "bidirectional-mean")).encode(["a", ""])
 
 
+@pytest.mark.parametrize("pooling", [3, "<eos>"])
+def test_echos_own_wording_can_be_expressed(checkpoint, reference, pooling):
+    template = ("<bos>", "{prompt}{text}", "\nQuery again:", "{text}", "<eos>")
+    recipe = Recipe(decoder="mistral", encoder=None, template=template, pooling=(pooling,))
+    prompt = "Instruct:Find it,\nQuery:"
+    expected = reference(recipe).encode(TEXTS, prompt=prompt).numpy()
+    actual = opened(checkpoint(recipe)).encode(TEXTS, prompt=prompt)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=FLOAT32_TOLERANCE)
+
+
 # --- summary tokens -----------------------------------------------------------------------------
 
 
