@@ -3,6 +3,8 @@
 # make lint    ruff and mypy
 # make setup   the set-up alone
 # make bench   the CPU benchmarks (a quarter of an hour)
+# make figures fill in the measured figures of README and docs from the result files; CHECK=1 only
+#              says which are stale or typed by hand
 # make aot     compile every Triton kernel for sm_80, sm_90 and sm_100; no GPU is needed
 # make gpu OUT=folder
 #              on a machine with a CUDA GPU and its own torch: build in place, test, measure, and
@@ -24,7 +26,7 @@ QUESTIONS := "parse a date from a string" "compress bytes" "run a command and re
 
 OUT ?= benchmarks/results/gpu
 
-.PHONY: setup demo test lint bench aot gpu clean
+.PHONY: setup demo test lint bench figures aot gpu clean
 
 setup: $(STAMP)
 
@@ -67,6 +69,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/bench_engine.py --device cpu --json benchmarks/results/cpu-engine.json
+
+figures: $(STAMP)
+	@$(BIN)/python tools/figures.py $(if $(CHECK),--check)
 
 aot: $(STAMP)
 	@$(BIN)/python tools/aot.py

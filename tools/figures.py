@@ -16,13 +16,11 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import figures_registry  # noqa: E402, F401  registers the functions
-from figures_registry.marks import updated  # noqa: E402
-from figures_registry.registry import FigureError  # noqa: E402
-from figures_registry.results import ROOT  # noqa: E402
-from figures_registry.typed import read_allowed, typed_figures, unused  # noqa: E402
+import figures_registry  # noqa: F401  registers the functions
+from figures_registry.marks import updated
+from figures_registry.registry import FigureError
+from figures_registry.results import ROOT
+from figures_registry.typed import read_allowed, typed_figures, unused
 
 PAGES = (
     "README.md",

@@ -3,7 +3,7 @@
     python examples/c2v_mini/install_model.py RUNS c2v_engine/default_model
 
 RUNS holds what ``make train compare eval`` wrote. ``results.json`` and ``log/`` are written beside
-this program, the model and its card (from ``card.md``, with the figures filled in) to the target.
+this program, the model and its card to the target; ``make figures`` fills in the card's figures.
 """
 
 from __future__ import annotations
@@ -18,14 +18,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 METRICS = ("ndcg@10", "recall@10", "recall@100", "mrr@10")
-SYSTEMS = {
-    "c2v-mini": "c2v-mini",
-    "start": "the same before training: two bags of words",
-    "untrained": "the same with random weights",
-    "last-token": "the same decoder, data and steps, pooled at EOS, no contextual token",
-    "start-last-token": "that one before training",
-    "BM25": "BM25",
-}
+SYSTEMS = ("c2v-mini", "start", "untrained", "last-token", "start-last-token", "BM25")
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -50,28 +43,6 @@ def read_results(folder: Path) -> dict[str, Any]:
     if missing:
         raise SystemExit(f"{folder}: no figures of {', '.join(sorted(missing))}")
     return {**facts, "systems": {name: systems[name] for name in SYSTEMS}}
-
-
-def table(results: dict[str, Any]) -> str:
-    """The figures as a Markdown table."""
-    lines = ["| | nDCG@10 | Recall@10 | Recall@100 | MRR@10 |", "|---|---|---|---|---|"]
-    for name, words in SYSTEMS.items():
-        scores = results["systems"][name]
-        lines.append(f"| {words} | " + " | ".join(f"{scores[m]:.3f}" for m in METRICS) + " |")
-    return "\n".join(lines)
-
-
-def kinds_table(results: dict[str, Any]) -> str:
-    """Recall@10 by kind of query."""
-    shown = ("c2v-mini", "last-token", "BM25")
-    kinds = sorted(results["systems"]["BM25"]["kinds"])
-    lines = ["| Recall@10 | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
-    for name in shown:
-        scores = results["systems"][name]["kinds"]
-        lines.append(
-            f"| {name} | " + " | ".join(f"{scores[k]['recall@10']:.3f}" for k in kinds) + " |"
-        )
-    return "\n".join(lines)
 
 
 def fingerprints(model: Path) -> dict[str, str]:
@@ -100,9 +71,7 @@ def main() -> int:
     shutil.copytree(model, target)
     for path in target.rglob("*.safetensors"):
         path.chmod(0o644)
-    card = (HERE / "card.md").read_text(encoding="utf-8")
-    card = card.replace("{table}", table(results)).replace("{kinds}", kinds_table(results))
-    (target / "README.md").write_text(card, encoding="utf-8")
+    shutil.copyfile(HERE / "card.md", target / "README.md")
     (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     for name in ("c2v-mini", "last-token"):
         log = HERE / "log" / name
@@ -110,7 +79,7 @@ def main() -> int:
         for file in ("metrics.jsonl", "metrics.png"):
             shutil.copyfile(runs / name / file, log / file)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-    print(f"{target}: {size / 1e6:.1f} MB\n{table(results)}\n\n{kinds_table(results)}")
+    print(f"{target}: {size / 1e6:.1f} MB")
     return 0
 
 

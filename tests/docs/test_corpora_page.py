@@ -115,26 +115,3 @@ def test_messages_are_those_that_the_package_gives():
     assert [word for word in words if word not in " ".join(messages)] == []
     joined = re.sub(r'"\s+f?"', "", sources)
     assert [word for word in words if word not in joined] == []
-
-
-def test_the_table_of_costs_is_what_the_script_makes_of_the_results(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    import cost_table
-
-    table = cost_table.make_table(cost_table.all_costs(cost_table.RESULTS))
-    assert cost_table.put_into(PAGE, table) == PAGE
-    assert table.count("\n") > 2
-    for cost in cost_table.all_costs(cost_table.RESULTS):
-        assert cost.hours * 3600 * cost.rate == pytest.approx(1e9)
-    with pytest.raises(ValueError, match="has no"):
-        cost_table.put_into("", table)
-
-
-def test_figures_have_three_digits(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    import cost_table
-
-    values = (0.5123, 3.375, 11.42, 100.4, 2743.5, 82305.0, 999.6)
-    assert [cost_table.rounded(value) for value in values] == [
-        "0.512", "3.38", "11.4", "100", "2,740", "82,300", "1,000",
-    ]  # fmt: skip

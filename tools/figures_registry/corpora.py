@@ -1,9 +1,9 @@
 """What rows cost, and what a job adds to ``encode``, for docs/corpora.md.
 
-Of costs, read are ``benchmarks/results``: of the engine benchmark (``cpu-engine.json`` and ``*/engine.json``)
-the cases of ordinary texts, of the corpus benchmark (``corpus-*.json``) the job with the most rows.
-Of equal cases on one machine the latest run counts. Each rate is that of a short run; a billion
-rows at that rate are computed, and were not measured.
+Of costs, read are ``benchmarks/results``: of the engine benchmark (``cpu-engine.json`` and
+``*/engine.json``) the cases of ordinary texts, of the corpus benchmark (``corpus-*.json``) the job
+with the most rows. Of equal cases on one machine the latest run counts. Each rate is that of a
+short run; a billion rows at that rate are computed, and were not measured.
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ def all_costs(folder: Path) -> list[Cost]:
     Args:
         folder: of the results.
     """
-    contents = [read_path(path) for path in (*folder.glob("*/engine.json"), folder / "cpu-engine.json")]
+    contents = [
+        read_path(path) for path in (*folder.glob("*/engine.json"), folder / "cpu-engine.json")
+    ]
     contents.sort(key=lambda content: str(content["started"]))
     costs = [cost for content in contents for cost in engine_costs(content)]
     for path in sorted(folder.glob("corpus-*.json")):
@@ -144,6 +146,12 @@ def job_ratios(name: str) -> str:
     """A job's speed as fractions of ``encode``'s, one for each repetition."""
     *rest, last = (f"{entry['ratio']:.1%}" for entry in read(name)["speed"])
     return f"{', '.join(rest)} and {last}"
+
+
+@figure
+def compared_rows(name: str) -> str:
+    """Rows of the job and of ``encode`` that it is compared with."""
+    return f"{read(name)['speed'][0]['job']['rows']:,}"
 
 
 @figure

@@ -10,7 +10,7 @@ import statistics
 
 from figures_registry.formats import rounded
 from figures_registry.registry import figure
-from figures_registry.results import Content, read, setting
+from figures_registry.results import Content, commit, read, setting
 
 PROVIDERS = {
     "engine": "engine bfloat16",
@@ -72,19 +72,14 @@ def one_text(run: str, model: str, provider: str = "engine") -> Content:
 @figure
 def machine_of(run: str) -> str:
     """Machine, releases and commit."""
-    return setting(read(run))
+    content = read(run)
+    return f"{setting(content)}, commit {commit(content)}"
 
 
 @figure
 def peak(run: str) -> str:
     """TFLOP/s of the matrix product."""
     return rounded(peak_tflops(run))
-
-
-@figure
-def copy_rate(run: str) -> str:
-    """GB/s of the copy."""
-    return f"{copy_gb_per_s(run):,.0f}"
 
 
 @figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from figures_registry import engine
 from figures_registry.engine import (
@@ -17,7 +18,7 @@ from figures_registry.engine import (
 )
 from figures_registry.formats import markdown_table
 from figures_registry.registry import table
-from figures_registry.results import RESULTS, commit, machine, read_path
+from figures_registry.results import RESULTS, commit, facts, read_path, setting
 
 LARGE, MIDDLE, SMALL, BASE = "mistral-7b", "s-llama-1.3b", "qwen2.5-0.5b", "llama-130m"
 LOG_NORMAL = "log-normal/peers"
@@ -29,7 +30,6 @@ def speed_cpu() -> str:
     prompt, mixed = f"{SMALL}/18/prompt 32", f"{SMALL}/log-normal/deterministic"
     base = f"{BASE}/{LOG_NORMAL}"
     padded = ratios("cpu", base, "engine", "padded")
-    # The time of deterministic mode over that without it, so the slower is second to none here.
     slower = [ratio - 1 for ratio in ratios("cpu", mixed, "engine", "deterministic")]
     rows = [
         (
@@ -104,21 +104,22 @@ def speed_h100() -> str:
 
 @table
 def result_files() -> str:
-    """Every result file: its machine, commit and date, where it says them."""
-    paths = [*sorted(RESULTS.glob("*.json")), *sorted(RESULTS.glob("*/*.json"))]
-    rows = []
-    for path in paths:
-        # A run's tests and the oldest benchmark say what they are of elsewhere.
-        content = read_path(path)
-        content = content.get("setting") or content
-        if "commit" not in content:
-            content = read_path(path.parent / "gpu.json")
-        name = path.relative_to(RESULTS).as_posix()
-        link = f"[{name}](../benchmarks/results/{name})"
-        dirty = str(content["commit"]).endswith("-dirty")
-        note = f"{commit(content)} and changes to it" if dirty else commit(content)
-        rows.append((link, machine(content), note, str(content.get("started", ""))[:10]))
-    return markdown_table(("file", "machine", "commit", "begun"), rows)
+    """Every result file or folder of a run: its machine, commit and date, where it says them."""
+    rows = [_file_row(path, path.name) for path in sorted(RESULTS.glob("*.json"))]
+    for path in sorted(RESULTS.glob("*/gpu.json")):
+        rows.append(_file_row(path, f"{path.parent.name}/"))
+    return markdown_table(("file", "measured on", "commit", "begun"), rows)
+
+
+def _file_row(path: Path, name: str) -> tuple[str, ...]:
+    content = facts(read_path(path))
+    dirty = str(content.get("commit")).endswith("-dirty")
+    return (
+        f"[{name}](../benchmarks/results/{name})",
+        setting(content),
+        f"{commit(content)} and changes to it" if dirty else commit(content),
+        str(content.get("started", ""))[:10],
+    )
 
 
 def _h100_rows(run: str) -> Iterator[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Figures of single kernels on a GPU, and of the stages of a pass, for docs/kernels.md and others."""
+"""Figures of single kernels on a GPU, and of the stages of a pass."""
 
 from __future__ import annotations
 
@@ -40,9 +40,8 @@ def passes(op: str, run: str = "h100-first") -> str:
     )
     rates = joined(_pass(run, op, shape)["gb_per_s"] / 1e3 for shape in shapes)
     parts = joined(_pass(run, op, shape)["fraction_of_copy"] for shape in shapes)
-    return (
-        f"{ours} us, {rates} TB/s, {parts} of the copy; `torch.compile` {compiled} us, eager {eager}"
-    )
+    others = f"`torch.compile` {compiled} us, eager {eager}"
+    return f"{ours} us, {rates} TB/s, {parts} of the copy; {others}"
 
 
 @figure
@@ -62,7 +61,9 @@ def kernel_cases_planned(run: str) -> str:
 def kernel_repeats_within() -> str:
     """By how much our passes of the second run differ from the first's, at most, in percent."""
     first = {found["case"]: found["median_ms"] for found in _ours("h100-first")}
-    return f"{max(abs(found['median_ms'] / first[found['case']] - 1) for found in _ours('h100')):.1%}"
+    return (
+        f"{max(abs(found['median_ms'] / first[found['case']] - 1) for found in _ours('h100')):.1%}"
+    )
 
 
 @figure
@@ -85,9 +86,11 @@ def attention_us(model: str, length: str, backend: str) -> str:
 
 @figure
 def attention_lost_ms(case: str, length: str, provider: str = "engine") -> str:
-    """What the slower kernel cost a case: the difference of a row's times in all layers but the last."""
+    """What the slower kernel cost a case, in all of the decoder's layers but the last."""
     model = case.partition("/")[0]
-    slow, fast = (_attention(model, int(length), name) for name in ("torch_varlen", "packed_triton"))
+    slow, fast = (
+        _attention(model, int(length), name) for name in ("torch_varlen", "packed_triton")
+    )
     rows = engine.entry("h100", case, provider)["decoder_tokens"]
     return f"{(slow - fast) * rows / ROWS * (LAYERS[model] - 1):.0f}"
 
@@ -122,14 +125,24 @@ def pass_ms() -> str:
 
 
 @figure
-def pass_share(*stages: str) -> str:
-    """Stages' share of that pass, in percent; ``products`` are the decoder's and the encoder's."""
-    found = sum(
-        stage["device_s"]
-        for stage in _stages()["stages"]
-        if stage["name"] in stages or ("products" in stages and stage["operations"])
-    )
-    return f"{found / _stages()['device_s']:.{0 if 'products' in stages else 1}%}"
+def pass_share(*stages: str, digits: str = "1") -> str:
+    """Stages' share of that pass, in percent."""
+    found = sum(stage["device_s"] for stage in _stages()["stages"] if stage["name"] in stages)
+    return f"{found / _stages()['device_s']:.{digits}%}"
+
+
+@figure
+def pass_rate(stage: str) -> str:
+    """TB/s of the decoder's norms or activations in that pass, by the fewest bytes of each."""
+    rows, layers = _stages()["decoder_tokens"], LAYERS["mistral-7b"]
+    hidden, inner, element = 4096, 14336, 2
+    # The first norm adds nothing; the last layer's second norm and activation have few rows.
+    least = {
+        "decoder.norm": (4 * (2 * layers - 2) + 2) * hidden,
+        "decoder.activation": 3 * (layers - 1) * inner,
+    }
+    [found] = [one for one in _stages()["stages"] if one["name"] == stage]
+    return f"{rows * least[stage] * element / found['device_s'] / 1e12:.1f}"
 
 
 @figure
@@ -169,5 +182,3 @@ def _attention(model: str, length: int, backend: str) -> float:
         if (found["shape"], found["length"], found["backend"]) == (model, length, backend):
             return float(statistics.median(found["ms"]))
     raise LookupError(f"no attention of {model} at {length} by {backend}")
-
-

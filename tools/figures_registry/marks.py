@@ -13,23 +13,26 @@ On lines of their own, around a block that is made whole:
     <!-- /figures -->
 
 Comments do not show in rendered Markdown. A line that begins with one is taken for HTML as it is,
-so a figure never stands first in its line; that is refused. Fenced code holds no marks.
+so a figure never stands first in its line; that is refused. Fenced code holds no marks; a block
+may hold fenced code.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from figures_registry.registry import FigureError, make_figure, make_table
 
-FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}).*?^(?P=indent)(?P=fence)`*[ ]*$\n?", re.M | re.S)
+FENCE = re.compile(
+    r"^(?P<fence_indent> *)(?P<fence>`{3,}).*?^(?P=fence_indent)(?P=fence)`*[ ]*$\n?", re.M | re.S
+)
 INLINE = re.compile(r"<!--f (?P<call>.*?)-->(?P<text>.*?)<!--/f-->", re.S)
 BLOCK = re.compile(
     r"^(?P<indent> *)<!-- figures: (?P<name>\S+) -->\n(?P<text>.*?)^ *<!-- /figures -->$",
     re.M | re.S,
 )
+PIECES = re.compile(f"{BLOCK.pattern}|{FENCE.pattern}", re.M | re.S)
 LINE_BEGINS = re.compile(r"[\s>*+-]*(\d+[.)]\s+)?")
 LEFT_OVER = re.compile(r"<!--/?f\b|<!-- /?figures\b")
 
@@ -73,38 +76,38 @@ def updated(page: str) -> tuple[str, list[Change]]:
     changes: list[Change] = []
 
     def fill(match: re.Match[str], mark: str, new: str) -> str:
-        if " ".join(match["text"].split()) == " ".join(new.split()):
-            return match[0]
+        """The match with another text, which is recorded."""
+        start, end = (place - match.start() for place in match.span("text"))
         line = page.count("\n", 0, page.find(match[0])) + 1
         changes.append(Change(line, mark, match["text"].strip("\n"), new.strip("\n")))
-        return match[0].replace(f"-->{match['text']}<", f"-->{new}<", 1)
+        return match[0][:start] + new + match[0][end:]
 
     def inline(match: re.Match[str]) -> str:
+        call = match["call"]
         if LINE_BEGINS.fullmatch(match.string[: match.start()].rpartition("\n")[2]):
-            raise FigureError(f"{match['call']!r} stands first in its line; Markdown takes it for HTML")
-        return fill(match, match["call"], make_figure(match["call"]))
+            raise FigureError(f"{call!r} stands first in its line; Markdown takes it for HTML")
+        new = make_figure(call)
+        # However its line is broken.
+        same = match["text"].split() == new.split()
+        return match[0] if same else fill(match, call, new)
 
     def block(match: re.Match[str]) -> str:
         lines = make_table(match["name"]).splitlines()
-        text = "\n".join(f"{match['indent']}{line}".rstrip() for line in lines)
-        made = f"\n{text}\n\n"
-        if match["text"] == made:
-            return match[0]
-        fill(match, match["name"], made)
-        before, _, after = match[0].partition(f"-->\n{match['text']}")
-        return f"{before}-->\n{made}{after}"
+        new = "\n".join(["", *(f"{match['indent']}{line}".rstrip() for line in lines), "", ""])
+        return match[0] if match["text"] == new else fill(match, match["name"], new)
 
-    def part(text: str) -> str:
-        text = BLOCK.sub(block, text)
-        left = LEFT_OVER.search(INLINE.sub("", BLOCK.sub("", text)))
+    def prose(text: str) -> str:
+        left = LEFT_OVER.search(INLINE.sub("", text))
         if left:
             raise FigureError(f"{left[0]!r} opens or closes nothing")
-        return "".join(
-            piece if is_block else INLINE.sub(inline, piece)
-            for piece, is_block in _split(BLOCK, text)
-        )
+        return INLINE.sub(inline, text)
 
-    return _outside_fences(page, part), changes
+    new, end = "", 0
+    for piece in PIECES.finditer(page):
+        made = piece[0] if piece["name"] is None else block(piece)
+        new += prose(page[end : piece.start()]) + made
+        end = piece.end()
+    return new + prose(page[end:]), changes
 
 
 def hidden(page: str) -> str:
@@ -119,22 +122,8 @@ def hidden(page: str) -> str:
     def hide(match: re.Match[str]) -> str:
         return re.sub(r"[^\n]", "\0", match[0])
 
-    def hide_code(match: re.Match[str]) -> str:
+    def hide_piece(match: re.Match[str]) -> str:
         shows_output = match[0].split("\n", 1)[0].strip() == match["fence"]
         return match[0] if shows_output else hide(match)
 
-    return INLINE.sub(hide, BLOCK.sub(hide, FENCE.sub(hide_code, page)))
-
-
-def _outside_fences(page: str, change: Callable[[str], str]) -> str:
-    return "".join(piece if is_code else change(piece) for piece, is_code in _split(FENCE, page))
-
-
-def _split(pattern: re.Pattern[str], text: str) -> Iterator[tuple[str, bool]]:
-    """The text in pieces, each with whether it is a match."""
-    end = 0
-    for match in pattern.finditer(text):
-        yield text[end : match.start()], False
-        yield match[0], True
-        end = match.end()
-    yield text[end:], False
+    return INLINE.sub(hide, PIECES.sub(hide_piece, page))

@@ -8,7 +8,12 @@ from figures_registry.formats import markdown_table
 from figures_registry.registry import figure, table
 from figures_registry.results import MINI, Content, read_path
 
-METRICS = {"ndcg@10": "nDCG@10", "recall@10": "Recall@10", "recall@100": "Recall@100", "mrr@10": "MRR@10"}
+METRICS = {
+    "ndcg@10": "nDCG@10",
+    "recall@10": "Recall@10",
+    "recall@100": "Recall@100",
+    "mrr@10": "MRR@10",
+}
 SYSTEMS = {
     "c2v-mini": "c2v-mini",
     "start": "the same before training: two bags of words",

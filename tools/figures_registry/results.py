@@ -15,7 +15,11 @@ Content = dict[str, Any]
 
 H100 = "h100-2026-11-26-f38528f"
 H100_FIRST = "h100-2026-11-26-3f0887c"
-RUNS = {"h100": f"{H100}/engine.json", "h100-first": f"{H100_FIRST}/engine.json", "cpu": "cpu-engine.json"}
+RUNS = {
+    "h100": f"{H100}/engine.json",
+    "h100-first": f"{H100_FIRST}/engine.json",
+    "cpu": "cpu-engine.json",
+}
 """Names that marks use for results of the engine benchmark."""
 
 
@@ -35,12 +39,23 @@ def read(name: str) -> Content:
     return read_path(RESULTS / RUNS.get(name, name))
 
 
+def facts(content: Content) -> Content:
+    """The part of a file that says what measured, on what: with its commit.
+
+    Args:
+        content: of the file; the facts stand in it, or in one of its parts.
+    """
+    parts = (part for part in content.values() if isinstance(part, dict))
+    return next((part for part in (content, *parts) if "commit" in part), content)
+
+
 def machine(content: Content) -> str:
-    """What computed: the GPU, or the processor and its cores."""
+    """What computed: the GPU, or the processor and its cores; empty if it is not said."""
     if content.get("gpu"):
         return str(content["gpu"])
     threads = content.get("threads")
-    return f"{content['cpu']}, {threads} cores" if threads else str(content["cpu"])
+    name = str(content.get("cpu") or "")
+    return f"{name}, {threads} cores" if name and threads else name
 
 
 def commit(content: Content) -> str:
@@ -49,13 +64,12 @@ def commit(content: Content) -> str:
 
 
 def setting(content: Content) -> str:
-    """Machine, releases and commit, as far as the file says them, for the text above a table."""
+    """Machine and releases, as far as the file says them."""
     parts = [machine(content)]
     if content.get("gpu") and content.get("threads"):
         parts.append(f"{content['threads']} processors")
-    parts += [
-        f"{name} {str(content[key]).partition('+')[0]}"
-        for name, key in (("torch", "torch"), ("Triton", "triton"))
-        if content.get(key) and (key == "torch" or content.get("gpu"))
-    ]
-    return ", ".join([*parts, f"commit {commit(content)}"])
+    if content.get("torch"):
+        parts.append(f"torch {str(content['torch']).partition('+')[0]}")
+    if content.get("triton") and content.get("gpu"):
+        parts.append(f"Triton {content['triton']}")
+    return ", ".join(filter(None, parts))

@@ -43,7 +43,9 @@ def make_tables(folder: Path) -> str:
     Args:
         folder: with them.
     """
-    return "\n\n".join(make_table(read_path(path)) for path in sorted(folder.glob("serving-*.json")))
+    return "\n\n".join(
+        make_table(read_path(path)) for path in sorted(folder.glob("serving-*.json"))
+    )
 
 
 def make_table(result: Content) -> str:

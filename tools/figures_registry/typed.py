@@ -20,8 +20,10 @@ ALLOWED = Path(__file__).with_name("allowed.yaml")
 _NUMBER = r"(?<![\w.@-])~?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?"
 _WORD = r"\b(?:two|three|four|five|six|seven|eight|nine|ten|twenty|hundred)"
 _THINGS = r"(?:texts?|tokens?|rows?|requests?|queries|documents?|pairs?|sentences?|embeddings?)"
-_RATE = rf"[kM]?\s*{_THINGS}\s*(?:/\s*s\b|per\s+(?:second|minute|hour)|an?\s+(?:second|minute|hour))"
-_TIME = r"(?:ns|us|µs|ms|s|(?:nano|micro|milli)?seconds?|minutes?|min|hours?|days?)\b(?!\))"
+_RATE = (
+    rf"[kM]?\s*{_THINGS}\s*(?:/\s*s\b|per\s+(?:second|minute|hour)|an?\s+(?:second|minute|hour))"
+)
+_TIME = r"(?:ns|us|µs|ms|s|(?:nano|micro|milli)?seconds?|minutes?|min|hours?|days?)\b"
 _SPEED = r"[kKMGTP]?i?(?:FLOP/?s|FLOPS|OP/?s|B/s|bytes/s)\b"
 _MEMORY = r"(?:[kKMGT]i?B|(?:kilo|mega|giga)bytes?|gigs?)\b"
 _MEASURES = r"(?:nDCG|NDCG|Recall|recall|MRR|MAP|precision@|cosine|accuracy|Spearman)(?:@?\d+)?"
@@ -129,7 +131,9 @@ def typed_figures(pages: dict[str, str], allowed: list[Allowed]) -> list[str]:
         for found in find_figures(page):
             if not any(start <= found.start and found.end <= end for start, end in places):
                 line = page.count("\n", 0, found.start) + 1
-                lines.append(f"{name}:{line}: {found.text!r} is typed by hand: mark it, or allow it")
+                lines.append(
+                    f"{name}:{line}: {found.text!r} is typed by hand: mark it, or allow it"
+                )
     return lines
 
 
@@ -151,7 +155,9 @@ def unused(pages: dict[str, str], allowed: list[Allowed]) -> list[str]:
             if start <= found.start and found.end <= end
         ]
         if len(places) != 1:
-            lines.append(f"{ALLOWED.name}: {phrase!r} stands {len(places)} times in {page}, not once")
+            lines.append(
+                f"{ALLOWED.name}: {phrase!r} stands {len(places)} times in {page}, not once"
+            )
         elif not covered:
             lines.append(f"{ALLOWED.name}: {phrase!r} of {page} holds no figure")
     return lines
