@@ -20,6 +20,7 @@ from c2v_engine.model.loading import Placement
 from c2v_engine.model.methods import method_of
 from c2v_engine.model.pooling import OutputFormat
 from c2v_engine.runtime.batch_runner import BatchRunner
+from c2v_engine.runtime.convert.conversion import convert_checkpoint
 from c2v_engine.runtime.hub import fetch_checkpoint
 from c2v_engine.runtime.opening import PipelineOptions, open_pipeline
 from c2v_engine.runtime.options import (
@@ -205,6 +206,7 @@ class Causal2Vec:
         self.close()
 
     create = staticmethod(create_checkpoint)
+    convert = staticmethod(convert_checkpoint)
 
     @property
     def dimension(self) -> int:

@@ -51,7 +51,7 @@ def copy_checkpoint(source: Path, config: Causal2VecConfig, target: Path) -> Non
     Raises:
         CheckpointError: the target holds something already, or can not be written.
     """
-    with _writing(target):
+    with writing(target):
         _copy_files(source, config, target)
 
 
@@ -206,7 +206,7 @@ def create_checkpoint(
     if adapter is not None:
         LoraAdapter(Path(adapter))
         sources["adapter"] = Path(adapter)
-    with _writing(output):
+    with writing(output):
         for name, folder in sources.items():
             copy_model_files(folder, output / name)
         if projector is not None and encoder_shape is not None:
@@ -271,7 +271,7 @@ def _untrained(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, to
 
 
 @contextmanager
-def _writing(directory: Path) -> Iterator[None]:
+def writing(directory: Path) -> Iterator[None]:
     """Write into a directory that holds nothing yet; what fails leaves nothing behind.
 
     Raises:

@@ -1,0 +1,1 @@
+"""Making checkpoints of this engine from sentence-transformers' decoder embedding models."""
