@@ -6,6 +6,7 @@ Everything heavy is imported inside the commands, so that ``c2v --help`` answers
 
 from c2v_engine.cli import (
     bench,
+    convert,
     corpora,
     encoding,
     evaluation,
@@ -21,6 +22,7 @@ from c2v_engine.cli.app import app, main
 __all__ = [
     "app",
     "bench",
+    "convert",
     "corpora",
     "encoding",
     "evaluation",

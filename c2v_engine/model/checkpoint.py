@@ -9,18 +9,19 @@ from typing import Any, Protocol
 
 import torch
 
-from c2v_engine.errors import CheckpointError, UnsupportedError
+from c2v_engine.errors import CheckpointError, ConfigError, UnsupportedError
 from c2v_engine.model.arithmetic import make_arithmetic
 from c2v_engine.model.attention.base import AttentionBackend
 from c2v_engine.model.attention.select import select_attention
 from c2v_engine.model.causal2vec import ContextModel, PackedCausal2Vec
 from c2v_engine.model.config import CONFIG_NAME, Causal2VecConfig
 from c2v_engine.model.decoder_loading import load_decoder
-from c2v_engine.model.decoder_shape import DecoderShape
+from c2v_engine.model.decoder_shape import DECODER_KINDS, DecoderShape
 from c2v_engine.model.device import made_current, resolve_device, resolve_dtype
 from c2v_engine.model.encoder import Encoder, check_encoder_length
 from c2v_engine.model.loading import Placement, WeightSource
 from c2v_engine.model.lora import LoraAdapter
+from c2v_engine.model.modules_json import MODULES_NAME, names_this_engine
 from c2v_engine.model.projector import PROJECTOR_NAME, Projector
 from c2v_engine.model.summary import SUMMARY_NAME, load_summary
 from c2v_engine.model.weights import WeightFolder
@@ -62,7 +63,10 @@ class CheckpointDescription:
         directory = Path(directory)
         if not directory.is_dir():
             raise CheckpointError(f"{directory}: no such directory")
-        config = Causal2VecConfig.load(directory)
+        try:
+            config = Causal2VecConfig.load(directory)
+        except ConfigError as error:
+            raise ConfigError(f"{error}{_conversion_hint(directory)}") from None
         folder = directory / config.decoder.path
         decoder_config = load_transformers_config(folder)
         encoder_config = None
@@ -272,6 +276,19 @@ def load_transformers_config(folder: Path) -> Any:
     except Exception as error:  # transformers raises many kinds for a config it dislikes
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: transformers refuses it: {reason}") from None
+
+
+def _conversion_hint(directory: Path) -> str:
+    """What to do with a folder that is another library's model, for the end of an error."""
+    if (directory / MODULES_NAME).is_file() and not names_this_engine(directory):
+        return "; it is a model of sentence-transformers, of which c2v convert makes a checkpoint"
+    try:
+        kind = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    if kind not in DECODER_KINDS:
+        return ""
+    return f"; it is a decoder ({kind}), of which c2v convert --pooling makes a checkpoint"
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:

@@ -8,6 +8,8 @@ from typing import Any
 from c2v_engine.errors import CheckpointError, UnsupportedError
 from c2v_engine.model.activations import get_activation
 
+DECODER_KINDS = ("llama", "mistral", "qwen2", "qwen3")
+
 
 @dataclass(frozen=True)
 class DecoderShape:
@@ -67,10 +69,10 @@ class DecoderShape:
             CheckpointError: sizes that do not fit together.
         """
         kind = config.model_type
-        if kind not in ("llama", "mistral", "qwen2", "qwen3"):
+        if kind not in DECODER_KINDS:
             raise UnsupportedError(
                 f"{where}: decoder architecture {kind!r} is not supported; "
-                "known are llama, mistral, qwen2, qwen3"
+                f"known are {', '.join(DECODER_KINDS)}"
             )
         if getattr(config, "quantization_config", None) is not None:
             raise UnsupportedError(f"{where}: quantised checkpoints are not supported")

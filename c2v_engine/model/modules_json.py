@@ -116,6 +116,15 @@ def read_settings(directory: Path) -> dict[str, Any]:
     return settings
 
 
+def names_this_engine(directory: Path) -> bool:
+    """Whether ``modules.json`` names the engine's class; where there is none it does not.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    return [one.get("type") for one in _read(directory / MODULES_NAME, [])] == [MODULE_CLASS]
+
+
 def _read(path: Path, missing: Any) -> Any:
     """A file's content, of the type of what stands for one that is missing."""
     try:

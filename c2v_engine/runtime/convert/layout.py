@@ -104,16 +104,6 @@ def read_source(folder: Path, pooling: PoolingMode | None) -> SourceModel:
     return _with_settings(folder, folders["Transformer"], mode, include_prompt, normalize)
 
 
-def is_foreign(folder: Path) -> bool:
-    """Whether a folder is a sentence-transformers model of other modules than this engine's.
-
-    Raises:
-        CheckpointError: ``modules.json`` is damaged.
-    """
-    modules = _read_json(folder / MODULES_NAME, list)
-    return bool(modules) and MODULE_CLASS not in [_type_of(module) for module in modules]
-
-
 def _module_folders(folder: Path, modules: list[Any]) -> dict[str, Path]:
     """The folder of each module by its class's name."""
     where = folder / MODULES_NAME
