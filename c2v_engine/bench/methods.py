@@ -28,9 +28,9 @@ from c2v_engine.bench.measure import (
     noted,
     time_call,
 )
-from c2v_engine.bench.models.shapes import ModelShape
+from c2v_engine.bench.models.shapes import ModelShape, shape_named
 from c2v_engine.bench.models.source import StoredCheckpoint
-from c2v_engine.bench.models.written import shape_named, write_checkpoint
+from c2v_engine.bench.models.written import write_checkpoint
 from c2v_engine.bench.providers.base import Spec
 from c2v_engine.bench.record import Record
 from c2v_engine.bench.run import note_model

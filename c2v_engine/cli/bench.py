@@ -200,8 +200,9 @@ def open_sources(
     stack: ExitStack,
 ) -> dict[str, ModelSource]:
     """The models that are measured, by name; those of random weights lie in temporary folders."""
+    from c2v_engine.bench.models.shapes import shape_named
     from c2v_engine.bench.models.source import StoredCheckpoint
-    from c2v_engine.bench.models.written import shape_named, write_checkpoint
+    from c2v_engine.bench.models.written import write_checkpoint
     from c2v_engine.engine import checkpoint_directory, default_model_path
     from c2v_engine.errors import ConfigError
 

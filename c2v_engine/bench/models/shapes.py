@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["MODELS", "DecoderSizes", "EncoderSizes", "ModelShape"]
+from c2v_engine.errors import ConfigError
+
+__all__ = ["MODELS", "DecoderSizes", "EncoderSizes", "ModelShape", "shape_named"]
 
 
 @dataclass(frozen=True)
@@ -141,3 +143,14 @@ _MODELS = (
 )
 MODELS = {model.name: model for model in _MODELS}
 """By their names: three of the sizes in use, one for CPUs, two to try the benchmark."""
+
+
+def shape_named(name: str) -> ModelShape:
+    """A shape by its name.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in MODELS:
+        raise ConfigError(f"shape is {name!r}, expected one of {', '.join(MODELS)}")
+    return MODELS[name]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +19,7 @@ from c2v_engine.model.projector import projector_shapes
 from c2v_engine.model.weights import WeightFolder
 from c2v_engine.reference import Causal2VecReference
 
-__all__ = ["ModelSource", "Part", "StoredCheckpoint"]
+__all__ = ["ModelSource", "Part", "StoredCheckpoint", "quiet_transformers"]
 
 Part = Literal["decoder", "encoder", "projector"]
 
@@ -131,6 +133,23 @@ class StoredCheckpoint(ModelSource):
 
     def reference(self, dtype: torch.dtype) -> Causal2VecReference:
         """The stock modules together."""
-        return Causal2VecReference.from_pretrained(
-            self.directory, dtype, str(self.device), attn_implementation="sdpa"
-        )
+        with quiet_transformers():
+            return Causal2VecReference.from_pretrained(
+                self.directory, dtype, str(self.device), attn_implementation="sdpa"
+            )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Have transformers print neither bars nor that an encoder's pooler, unused, is not there."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -12,16 +12,10 @@ from c2v_engine.bench.models.shapes import ModelShape
 from c2v_engine.bench.models.source import Part
 from c2v_engine.bench.models.synthetic import SyntheticCheckpoint
 from c2v_engine.model.assemble import create_checkpoint
+from c2v_engine.model.methods import method_named
+from c2v_engine.model.template import CONTEXT
 
 __all__ = ["write_checkpoint"]
-
-METHODS: dict[str, dict[str, Any]] = {
-    "causal2vec": {},
-    "last-token": {"template": ("{prompt}{text}", "<eos>"), "pooling": ("<eos>",)},
-}
-"""What ``create_checkpoint`` is told, by the method's name."""
-WITH_ENCODER = ("causal2vec",)
-"""Methods that have a contextual token."""
 
 
 def write_checkpoint(
@@ -39,7 +33,7 @@ def write_checkpoint(
     Args:
         directory: holds nothing yet.
         shape: of the model; its encoder is left out where the method has none.
-        method: how the decoder embeds, a name in ``METHODS``.
+        method: how the decoder embeds, a name in ``model.methods.METHODS``.
         max_length: most rows of the decoder's sequence.
         dtype: of the stored weights; they are made in bfloat16.
         seed: of the weights.
@@ -53,7 +47,7 @@ def write_checkpoint(
         CheckpointError: the directory holds something already, or can not be written.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with_encoder = method in WITH_ENCODER
+    with_encoder = CONTEXT in method_named(method).template
     with tempfile.TemporaryDirectory(prefix=".parts-", dir=directory.parent) as parts:
         device = torch.device("cpu")
         source = SyntheticCheckpoint.write(Path(parts) / shape.name, shape, device, seed=seed)
@@ -67,7 +61,8 @@ def write_checkpoint(
             encoder,
             max_length=max_length,
             seed=seed,
-            **{**METHODS[method], **options},
+            method=method,
+            **options,
         )
 
 
