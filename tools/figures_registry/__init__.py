@@ -5,6 +5,6 @@ figures that are not marked, ``allowed.yaml`` lists what it passes and why. The 
 the functions, by what was measured; importing this package registers them.
 """
 
-from figures_registry import corpora, engine, engine_tables, kernels, mini, runs, serving
+from figures_registry import corpora, engine, engine_tables, kernels, mini, peers, runs, serving
 
-__all__ = ["corpora", "engine", "engine_tables", "kernels", "mini", "runs", "serving"]
+__all__ = ["corpora", "engine", "engine_tables", "kernels", "mini", "peers", "runs", "serving"]
