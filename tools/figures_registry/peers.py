@@ -11,7 +11,7 @@ from figures_registry.formats import markdown_table, rounded
 from figures_registry.registry import figure, table
 from figures_registry.results import Content, commit, read, setting
 
-PEERS, METHODS = "peers-cpu.json", "methods-cpu.json"
+PEERS, METHODS = "peers-cpu/results.json", "methods-cpu/results.json"
 RIVALS = ("sentence-transformers", "padded", "compiled", "llama.cpp")
 LLAMA_CPP_DTYPES = {"int8": "q8_0"}
 DEAREST, PLAINEST, OURS = "in-context", "last-token", "causal2vec"
