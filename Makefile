@@ -2,7 +2,9 @@
 # make test    set up, then run the tests
 # make lint    ruff and mypy
 # make setup   the set-up alone
-# make bench   the CPU benchmarks (a quarter of an hour)
+# make bench   c2v bench of the default model (two minutes)
+# make peers   the peers and the methods on decoders of 130 M and 0.5 B (half an hour on two cores),
+#              into benchmarks/results; llama.cpp takes part where it is installed
 # make figures fill in the measured figures of README and docs from the result files; CHECK=1 only
 #              says which are stale or typed by hand
 # make aot     compile every Triton kernel for sm_80, sm_90 and sm_100; no GPU is needed
@@ -24,9 +26,14 @@ BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*)
 QUESTIONS := "parse a date from a string" "compress bytes" "run a command and read its output" \
 	"sort a list in place" "how do I send an email" "make a temporary file that deletes itself"
 
+SIZES := --shape llama-130m --shape qwen2.5-0.5b
+PEERS := $(SIZES) --method causal2vec --method last-token --workload 128 --workload passages \
+	--provider padded --provider compiled --provider sentence-transformers --provider llama.cpp \
+	--provider engine:int8 --provider llama.cpp:q8_0
+
 OUT ?= benchmarks/results/gpu
 
-.PHONY: setup demo test lint bench figures aot gpu clean
+.PHONY: setup demo test lint bench peers figures aot gpu clean
 
 setup: $(STAMP)
 
@@ -68,7 +75,11 @@ lint: $(STAMP)
 	@$(BIN)/mypy
 
 bench: $(STAMP)
-	@$(BIN)/python benchmarks/bench_engine.py --device cpu --json benchmarks/results/cpu-engine.json
+	@$(BIN)/c2v bench
+
+peers: $(STAMP)
+	@$(BIN)/c2v bench $(PEERS) --seconds 1500 -o benchmarks/results/peers-cpu
+	@$(BIN)/c2v bench methods $(SIZES) -o benchmarks/results/methods-cpu
 
 figures: $(STAMP)
 	@$(BIN)/python tools/figures.py $(if $(CHECK),--check)
