@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -83,6 +84,7 @@ def bench(
     """Measure; without options the default model against what is installed, in two minutes."""
     if context.invoked_subcommand is not None:
         return
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells that it starts
     from c2v_engine.bench.command import run_plan
     from c2v_engine.bench.plan import WORKLOADS, Plan
     from c2v_engine.bench.providers.registry import default_providers
