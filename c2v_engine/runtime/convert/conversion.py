@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from c2v_engine.errors import CheckpointError, InputError, TextError, UnsupportedError
+from c2v_engine.errors import CheckpointError, TextError, UnsupportedError
 from c2v_engine.model.assemble import MODEL_FILES, writing
 from c2v_engine.model.checkpoint import CheckpointDescription, load_transformers_config
 from c2v_engine.model.config import (
@@ -158,7 +158,7 @@ def convert_checkpoint(
         config.save(output)
         save_modules_json(config, output)
         description = CheckpointDescription.read(output)
-        _compare_tokens(description, tokenizer, model.transformer)
+        notes += _compare_tokens(description, tokenizer, model.transformer)
     return Conversion(output, description, tuple(notes))
 
 
@@ -295,8 +295,11 @@ def _settle_attention(folder: Path, attention: AttentionMode) -> None:
         )
 
 
-def _compare_tokens(description: CheckpointDescription, stock: Any, folder: Path) -> None:
+def _compare_tokens(description: CheckpointDescription, stock: Any, folder: Path) -> list[str]:
     """Refuse a checkpoint that does not read texts as its source does.
+
+    Returns:
+        A note for each prompt that leaves no room for a text, of which the source keeps nothing.
 
     Raises:
         UnsupportedError: naming the text and both sequences.
@@ -309,24 +312,26 @@ def _compare_tokens(description: CheckpointDescription, stock: Any, folder: Path
     texts = list(PROBES) if config.parsed_template.single_rows else [p for p in PROBES if p]
     if config.max_length <= _LONGEST_COMPARED:
         texts.append("A text that is longer. " * config.max_length)
+    notes = []
     for prompt in dict.fromkeys(prompts):
         for text in texts:
             expected = stock_ids(stock, [prompt + text], config.max_length)[0]
             try:
                 found = ours([text], prompt)[0].token_ids.tolist()
             except TextError as error:
-                if prompt not in config.prompts.values():
-                    continue
-                raise InputError(
-                    f"{folder}: max_length {config.max_length} is too short for prompt "
-                    f"{prompt!r}: {error.reason}"
-                ) from None
+                notes += [
+                    f"prompt {name!r} can not be used: {error.reason}"
+                    for name, named in config.prompts.items()
+                    if named == prompt
+                ]
+                break
             if found != expected:
                 raise UnsupportedError(
                     f"{folder}: no template says what its tokenizer does: {prompt + text[:40]!r} "
                     f"gives {expected[:8]}... of {len(expected)} tokens there, and "
                     f"{found[:8]}... of {len(found)} by {list(config.template)}"
                 )
+    return notes
 
 
 def _read_object(path: Path) -> dict[str, Any]:
