@@ -68,4 +68,4 @@ def convert(
 
 
 def _shown(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if not isinstance(value, (int, bool)) else value
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list, str)) else value

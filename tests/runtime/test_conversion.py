@@ -1,7 +1,7 @@
 """A converted model against sentence-transformers' own answers, float32.
 
-The tolerance is that of ``test_parity.py``: the same sums in another order differ by about 3e-7 on a
-unit vector, so 1e-5 lets rounding pass and no mistake.
+The tolerance is that of ``test_parity.py``: the same sums in another order differ by about 3e-7 on
+a unit vector, so 1e-5 lets rounding pass and no mistake.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from stock_models import (
     build,
     update,
 )
+from transformers import AutoModel, AutoTokenizer
 
 from c2v_engine import Causal2Vec
 from c2v_engine.cli import main
@@ -179,6 +180,21 @@ def test_a_mean_without_the_prompt_is_one_where_no_prompt_is_named(tmp_path):
     assert_same(stock(source), opened(tmp_path / "out"))
 
 
+def test_shards_are_copied_with_their_index_and_nothing_else(source, tmp_path):
+    folder = build(tmp_path / "stock", QWEN2_LAST)
+    AutoModel.from_pretrained(folder).save_pretrained(folder, max_shard_size="60KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    (folder / "consolidated.safetensors").touch()
+    Causal2Vec.convert(folder, tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out" / "decoder").iterdir()}
+    assert {"config.json", "tokenizer.json", "model.safetensors.index.json"} <= names
+    assert {name for name in names if name.endswith(".safetensors")} == {
+        path.name for path in folder.glob("model-*.safetensors")
+    }
+    assert not names & {"modules.json", "consolidated.safetensors"}
+    assert_same(stock(source("qwen2-last-token")), opened(tmp_path / "out"))
+
+
 def test_an_adapter_becomes_the_checkpoint_s(tmp_path):
     from checkpoints import Recipe, _save_adapter
 
@@ -214,8 +230,6 @@ def test_attention_is_what_is_said_where_the_config_leaves_a_doubt(tmp_path, att
 
 
 def test_a_folder_of_transformers_alone_is_what_it_is_said_to_be(source, tmp_path):
-    from transformers import AutoModel, AutoTokenizer
-
     folder = source("qwen3-embedding")
     plain = build(tmp_path / "plain", QWEN3_EMBEDDING)
     (plain / "modules.json").unlink()

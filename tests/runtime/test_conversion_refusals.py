@@ -137,6 +137,8 @@ def test_prompts_and_settings_of_the_whole(copied, values, message):
         ({"is_causal": False}, "is_causal is false, which not every release"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention is true"),
         ({"auto_map": {"AutoModel": "own.Model"}}, "auto_map names code of the model's own"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
+        ({"hidden_act": "quick_gelu"}, "quick_gelu"),
         ({"model_type": "gemma2"}, "decoder architecture 'gemma2' is not supported"),
         ({"model_type": "its_own"}, "architecture 'its_own' is not known to transformers"),
     ],

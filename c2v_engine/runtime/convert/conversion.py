@@ -21,6 +21,7 @@ from c2v_engine.model.config import (
 from c2v_engine.model.decoder_shape import DecoderShape
 from c2v_engine.model.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LoraAdapter
 from c2v_engine.model.modules_json import MODULES_NAME, SETTINGS_NAME, save_modules_json
+from c2v_engine.model.rope import rope_table
 from c2v_engine.model.template import ALL
 from c2v_engine.model.weights import INDEX_NAME, WEIGHTS_NAME, WeightFolder
 from c2v_engine.runtime.convert.layout import (
@@ -125,7 +126,8 @@ def convert_checkpoint(
     model = read_source(folder, pooling)
     weights, adapter = _weight_folders(model.transformer)
     decoder_config = load_transformers_config(weights)
-    DecoderShape.from_transformers(decoder_config, str(weights))
+    shape = DecoderShape.from_transformers(decoder_config, str(weights))
+    rope_table(decoder_config, shape.head_dim, 1, str(weights))  # refuses what it can not compute
     attention = _attention(weights, attention)
     _refuse_tokenizer_code(model.transformer)
     tokenizer = load_fast_tokenizer(model.transformer)
@@ -265,9 +267,12 @@ def _naming_note(name: str, number: int, tokenizer: Any) -> str:
 def _copy_decoder(weights: Path, tokenizer: Path, target: Path) -> None:
     """Copy a decoder's config and weights, and the tokenizer of a folder that may be another."""
     target.mkdir(parents=True)
-    for path in sorted(weights.iterdir()):
-        if path.suffix == ".safetensors" or path.name in (CONFIG_NAME, INDEX_NAME):
-            shutil.copyfile(path, target / path.name)
+    names = [CONFIG_NAME, WEIGHTS_NAME]
+    if not (weights / WEIGHTS_NAME).exists():
+        shards = _read_object(weights / INDEX_NAME)["weight_map"].values()
+        names = [CONFIG_NAME, INDEX_NAME, *sorted(set(shards))]
+    for name in names:
+        shutil.copyfile(weights / name, target / name)
     for pattern in MODEL_FILES:
         for path in sorted(tokenizer.glob(pattern)):
             if path.suffix != ".safetensors" and path.name not in _OTHER_FILES:
