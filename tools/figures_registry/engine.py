@@ -178,17 +178,6 @@ def padded_times(run: str, case: str, factor: str) -> str:
     return f"{float(factor) * fraction(run, case, 'padded'):.0%}"
 
 
-@figure
-def float32_times() -> str:
-    """The engine in float32 against batches of 32, of the older benchmark of a CPU."""
-    [found] = [
-        result["per_repetition"]
-        for result in read("cpu-encode.json")["results"]
-        if result.get("ratio") == "engine float32 / reference float32"
-    ]
-    return f"{statistics.median(found):.1f}"
-
-
 def _ceilings(run: str) -> list[Content]:
     content = read(run)
     return [content[key] for key in ("ceilings", "ceilings_at_end") if content.get(key)]

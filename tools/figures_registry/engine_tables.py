@@ -106,14 +106,17 @@ def speed_h100() -> str:
 def result_files() -> str:
     """Every result file or folder of a run: its machine, commit and date, where it says them."""
     rows = [_file_row(path, path.name) for path in sorted(RESULTS.glob("*.json"))]
-    for path in sorted(RESULTS.glob("*/gpu.json")):
+    for path in sorted((*RESULTS.glob("*/gpu.json"), *RESULTS.glob("*/results.json"))):
         rows.append(_file_row(path, f"{path.parent.name}/"))
     return markdown_table(("file", "measured on", "commit", "begun"), rows)
 
 
 def _file_row(path: Path, name: str) -> tuple[str, ...]:
     content = facts(read_path(path))
-    dirty = str(content.get("commit")).endswith("-dirty")
+    # A run on a GPU has a copy of its commit, in which git sees other files; ``c2v bench`` has not.
+    dirty = ("kind" in content and content.get("dirty")) or str(content.get("commit")).endswith(
+        "-dirty"
+    )
     return (
         f"[{name}](../benchmarks/results/{name})",
         setting(content),
