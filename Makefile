@@ -5,6 +5,8 @@
 # make bench   c2v bench of the default model (two minutes)
 # make peers   the peers and the methods on decoders of 130 M and 0.5 B (half an hour on two cores),
 #              into benchmarks/results; llama.cpp takes part where it is installed
+# make bench-check
+#              whether a change made the engine do more work, or slower than others in the same run
 # make figures fill in the measured figures of README and docs from the result files; CHECK=1 only
 #              says which are stale or typed by hand
 # make aot     compile every Triton kernel for sm_80, sm_90 and sm_100; no GPU is needed
@@ -83,6 +85,10 @@ peers: $(STAMP)
 
 figures: $(STAMP)
 	@$(BIN)/python tools/figures.py $(if $(CHECK),--check)
+
+# CHECK="--counts-only" for a busy machine, CHECK="--update" to store what is found.
+bench-check: $(STAMP)
+	@$(BIN)/python benchmarks/check_regressions.py $(CHECK)
 
 aot: $(STAMP)
 	@$(BIN)/python tools/aot.py

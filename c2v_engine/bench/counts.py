@@ -25,6 +25,7 @@ from math import prod
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -54,10 +55,10 @@ SUBJECTS = {
 }
 """The models by name: the default one, and shapes with a method."""
 # No library's list and no generator's numbers, which other releases have otherwise.
-WORDS = (
+SENTENCE = (
     "the engine embeds a text by its own rows and reads it once with an encoder whose pooled "
     "states give the decoder one vector before the first word of a long or a short sentence"
-).split()
+)
 LENGTHS = (1, 2, 3, 5, 6, 8, 9, 11, 12, 14, 16, 19, 23, 26, 30, 33, 37, 41, 46, 52)
 """Words of the texts."""
 QUERY_WORDS = (2, 4, 5, 6, 7, 8, 10, 12)
@@ -81,9 +82,10 @@ class Work:
     @property
     def texts(self) -> list[str]:
         """The texts, no two of them alike."""
+        words = SENTENCE.split()
         return [
-            " ".join(WORDS[(7 * row + 5 * place) % len(WORDS)] for place in range(words))
-            for row, words in enumerate(self.lengths)
+            " ".join(words[(7 * row + 5 * place) % len(words)] for place in range(length))
+            for row, length in enumerate(self.lengths)
         ]
 
 
@@ -214,19 +216,14 @@ class InTurn(Executor):
 @contextmanager
 def in_one_thread() -> Iterator[None]:
     """Has a call do the same every time: all of it in one thread, and no garbage collected."""
-    threads, collected, executor = (
-        torch.get_num_threads(),
-        gc.isenabled(),
-        pipeline.ThreadPoolExecutor,
-    )
+    threads, collected = torch.get_num_threads(), gc.isenabled()
     torch.set_num_threads(1)
     gc.collect()
     gc.disable()
-    pipeline.ThreadPoolExecutor = InTurn  # type: ignore[misc, assignment]
     try:
-        yield
+        with patch.object(pipeline, "ThreadPoolExecutor", InTurn):
+            yield
     finally:
-        pipeline.ThreadPoolExecutor = executor  # type: ignore[misc]
         torch.set_num_threads(threads)
         if collected:
             gc.enable()
