@@ -35,7 +35,7 @@ PEERS := $(SIZES) --method causal2vec --method last-token --workload 128 --workl
 
 OUT ?= benchmarks/results/gpu
 
-.PHONY: setup demo test lint bench peers figures aot gpu clean
+.PHONY: setup demo test lint bench bench-check peers figures aot gpu clean
 
 setup: $(STAMP)
 

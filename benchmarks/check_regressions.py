@@ -39,7 +39,7 @@ from c2v_engine.bench.record import Record, RecordError  # noqa: E402
 from c2v_engine.bench.regressions import Moved, compare_counts, compare_ratios, table  # noqa: E402
 
 STORE = ROOT / "benchmarks" / "results" / "regressions.json"
-REPETITIONS = 9
+REPETITIONS = 7
 KIND = "regressions"
 Comparison = Callable[[Any, Any], list[Moved]]
 COMPARISONS: dict[str, Comparison] = {"counts": compare_counts, "ratios": compare_ratios}
