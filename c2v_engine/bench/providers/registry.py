@@ -10,13 +10,9 @@ import torch
 
 from c2v_engine.bench.providers.base import Provider, Spec, UnusableError
 from c2v_engine.bench.providers.engine import DeviceOnly, Engine, open_engine
-from c2v_engine.bench.providers.stock import (
-    Packed,
-    Padded,
-    Reference,
-    no_stock_form,
-    packed_kernel,
-)
+from c2v_engine.bench.providers.forms import no_stock_form
+from c2v_engine.bench.providers.llama_cpp.provider import open_llama_cpp
+from c2v_engine.bench.providers.stock import Packed, Padded, Reference, packed_kernel
 from c2v_engine.runtime.opening import PipelineOptions
 from c2v_engine.runtime.options import default_batch_tokens
 
@@ -65,6 +61,7 @@ OPENERS: dict[str, Opener] = {
     "device": open_device_only,
     "padded": open_padded,
     "packed": open_packed,
+    "llama.cpp": open_llama_cpp,
 }
 """By the kind of a ``Spec``."""
 

@@ -12,26 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (its customary name)
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from c2v_engine.bench.models.source import ModelSource
 from c2v_engine.bench.providers.base import Provider, UnusableError
+from c2v_engine.bench.providers.forms import Sequences, StockTokenizer, no_stock_form
 from c2v_engine.bench.workloads import Workload
-from c2v_engine.model.config import Causal2VecConfig
-from c2v_engine.model.template import CONTEXT, EOS
 from c2v_engine.reference import Causal2VecReference
-from c2v_engine.runtime.tokenization import load_fast_tokenizer, plain_backend, special_id
 
 __all__ = ["Attend", "Packed", "Padded", "Reference", "StockModel", "packed_kernel"]
 
 PADDED_BATCH = 64
-CAUSAL2VEC = ((CONTEXT, "{prompt}{text}", EOS), (CONTEXT, EOS), "causal")
-LAST_TOKEN = (("{prompt}{text}", EOS), (EOS,), "causal")
 PACKED_ATTENTION = "c2v_benchmark_packed"
-Sequences = tuple[np.ndarray, np.ndarray]
-"""Token ids of a text: the decoder's, EOS at the end, and the encoder's, where there is one."""
-NOTHING = np.empty(0, dtype=np.int64)
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int, float, bool], Tensor]
 """Attention ``[tokens, heads, head_dim]`` of queries, keys and values by cu_seqlens and the longest
 sequence, with a scale, causal or not."""
@@ -45,20 +37,14 @@ class StockModel:
         decoder: without LM head.
         encoder: without pooler; None in last-token mode.
         projector: its two layers, or None.
-        decoder_tokenizer: its ids, without special ones.
-        encoder_tokenizer: truncates; or None.
-        eos_id: ends the decoder's sequences.
-        most_tokens: of a text in the decoder.
+        tokenize: gives the token ids of texts for both models.
         device: where they are.
     """
 
     decoder: Any
     encoder: Any
     projector: Any
-    decoder_tokenizer: Tokenizer
-    encoder_tokenizer: Tokenizer | None
-    eos_id: int
-    most_tokens: int
+    tokenize: StockTokenizer
     device: torch.device
 
     @classmethod
@@ -72,40 +58,14 @@ class StockModel:
         why_not = no_stock_form(config)
         if why_not:
             raise UnusableError(why_not)
-        folder = source.directory / config.decoder.path
-        tokenizer = load_fast_tokenizer(folder)
-        encoder_tokenizer = None
-        if config.encoder is not None:
-            fast = load_fast_tokenizer(source.directory / config.encoder.path)
-            encoder_tokenizer = plain_backend(fast)
-            encoder_tokenizer.enable_truncation(config.encoder.max_length)
         with_encoder = config.encoder is not None
         return cls(
             source.module("decoder", dtype),
             source.module("encoder", dtype) if with_encoder else None,
             source.module("projector", dtype) if with_encoder else None,
-            plain_backend(tokenizer),
-            encoder_tokenizer,
-            special_id("eos", tokenizer, source.description.decoder_config, folder),
-            config.max_length - config.parsed_template.single_rows,
+            StockTokenizer.load(source),
             source.device,
         )
-
-    def tokenize(self, texts: Sequence[str], prompt: str) -> list[Sequences]:
-        """Token ids of texts for both models; the prompt is the decoder's."""
-        prompted = [prompt + text for text in texts]
-        decoded = self.decoder_tokenizer.encode_batch_fast(prompted, add_special_tokens=False)
-        rows = [
-            np.array([*encoding.ids[: self.most_tokens], self.eos_id], dtype=np.int64)
-            for encoding in decoded
-        ]
-        if self.encoder_tokenizer is None:
-            return [(row, NOTHING) for row in rows]
-        encoded = self.encoder_tokenizer.encode_batch_fast(list(texts))
-        return [
-            (row, np.array(windows.ids, dtype=np.int64))
-            for row, windows in zip(rows, encoded, strict=True)
-        ]
 
     def use_attention(self, name: str) -> None:
         """Choose the attention function of both models, by transformers' name for it."""
@@ -117,21 +77,6 @@ class StockModel:
         """Token embeddings of the decoder."""
         embeddings: Tensor = self.decoder.get_input_embeddings()(ids)
         return embeddings
-
-
-def no_stock_form(config: Causal2VecConfig) -> str:
-    """Why a config can not be computed by the forms here; empty where it can."""
-    form = (config.template, config.pooling, config.attention)
-    if form not in (CAUSAL2VEC, LAST_TOKEN):
-        return f"is not written for the template {list(config.template)}"
-    if config.encoder is not None and (config.encoder.text, config.encoder.pooling) != (
-        "{text}",
-        "mean",
-    ):
-        return "is written for an encoder that reads the text alone and is averaged"
-    if config.encoder is not None and config.encoder.overflow != "truncate":
-        return "is written for an encoder that truncates"
-    return "" if config.normalize else "is written for normalised embeddings"
 
 
 def longest_first(texts: Sequence[str]) -> list[int]:

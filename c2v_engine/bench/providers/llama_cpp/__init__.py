@@ -1,0 +1,1 @@
+"""llama.cpp over a checkpoint's decoder, written to a GGUF file."""

@@ -1,0 +1,130 @@
+"""llama.cpp as a provider: tokens on the host, rows through its C functions."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from c2v_engine.bench.providers.base import Provider, Spec, UnusableError
+from c2v_engine.bench.providers.forms import StockTokenizer, no_last_token_form
+from c2v_engine.bench.providers.libraries import library
+from c2v_engine.bench.providers.llama_cpp.context import Context, Model, Settings
+from c2v_engine.bench.providers.llama_cpp.export import not_exportable, write_gguf
+from c2v_engine.bench.workloads import Workload
+
+if TYPE_CHECKING:
+    from c2v_engine.bench.session import Session
+
+__all__ = ["LlamaCpp", "open_llama_cpp"]
+
+CANDIDATES = (
+    Settings(),
+    Settings(sequences=16, unified=False),
+    Settings(batch_rows=1024),
+    Settings(batch_rows=2048),
+    Settings(flash_attention=False),
+)
+TRIED_TEXTS = 64
+TRIED_TOKENS = 4096
+TRIES = 2
+"""Of each, the shorter counts."""
+
+
+def open_llama_cpp(session: Session, spec: Spec) -> Provider:
+    """A last-token checkpoint's decoder, written to a file that goes when the provider does."""
+    source = session.source
+    if session.device.type != "cpu":
+        raise UnusableError("llama.cpp is measured on the CPU here")
+    description = source.description
+    config, shape = description.config, description.decoder_shape
+    why_not = no_last_token_form(config) or not_exportable(
+        description.decoder_config, shape, spec.dtype
+    )
+    if why_not:
+        raise UnusableError(f"llama.cpp {why_not}")
+    for name in ("llama_cpp", "gguf"):
+        library(name, "peers")
+    decoder = source.module("decoder", torch.float32)
+    table = decoder.get_input_embeddings().weight.detach().cpu().numpy().copy()
+    with tempfile.TemporaryDirectory(prefix="c2v-bench-") as folder:
+        path = Path(folder) / "decoder.gguf"
+        write_gguf(path, decoder, shape, config.max_length, spec.dtype)
+        model = Model(path)  # maps the file, which lives on without its name
+    longest = config.max_length
+    return LlamaCpp(model, StockTokenizer.load(source), table, longest, spec.dtype == "float32")
+
+
+class LlamaCpp(Provider):
+    """Batches of many texts, the longest first, with the settings that are fastest here.
+
+    Args:
+        model: of the decoder; closed with the provider.
+        tokenizer: the checkpoint's own.
+        table: its token embeddings, float32 ``[vocabulary, width]``.
+        longest: most rows of a text.
+        exact: whether its cache is float32.
+    """
+
+    def __init__(
+        self, model: Model, tokenizer: StockTokenizer, table: np.ndarray, longest: int, exact: bool
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._table = table
+        self._longest = longest
+        self._exact = exact
+        self._threads = torch.get_num_threads()
+        self._context = self._open(CANDIDATES[0])
+
+    def prepare(self, workload: Workload) -> Callable[[], Any]:
+        """See the base class; tries the settings on a part of the texts."""
+        tokens = max(1, workload.decoder_tokens // len(workload.texts))
+        part = workload.some(max(1, min(TRIED_TEXTS, TRIED_TOKENS // tokens)))
+        seconds = {}
+        for settings in CANDIDATES:
+            self._use(settings)
+            seconds[settings] = min(self._time(part) for _ in range(TRIES))
+        best = min(CANDIDATES, key=seconds.__getitem__)
+        self._use(best)
+        version = library("llama_cpp").__version__
+        self.note = (
+            f"llama-cpp-python {version}, no LM head, {best}, {self._threads} threads, "
+            f"{'float32' if self._exact else 'float16'} cache"
+        )
+        return partial(self.embed, workload)
+
+    def embed(self, workload: Workload) -> torch.Tensor:
+        """See the base class."""
+        calls = [self._encode(texts, workload.prompt) for texts in workload.calls()]
+        return torch.nn.functional.normalize(torch.from_numpy(np.concatenate(calls)), dim=1)
+
+    def _encode(self, texts: list[str], prompt: str) -> np.ndarray:
+        sequences = [ids for ids, _ in self._tokenizer(texts, prompt)]
+        order = sorted(range(len(texts)), key=lambda row: -len(sequences[row]))
+        result = np.empty((len(texts), self._model.width), dtype=np.float32)
+        result[order] = self._context.embed([sequences[row] for row in order], self._table)
+        return result
+
+    def _time(self, workload: Workload) -> float:
+        start = time.perf_counter()
+        self.embed(workload)
+        return time.perf_counter() - start
+
+    def _open(self, settings: Settings) -> Context:
+        return Context(self._model, settings, self._longest, self._threads, self._exact)
+
+    def _use(self, settings: Settings) -> None:
+        self._context.close()
+        self._context = self._open(settings)
+
+    def close(self) -> None:
+        """See the base class."""
+        self._context.close()
+        self._model.close()
