@@ -9,17 +9,37 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from c2v_engine.bench.models.source import ModelSource
+from c2v_engine.bench.providers.base import Spec, UnusableError
 from c2v_engine.model.config import Causal2VecConfig
 from c2v_engine.model.template import CONTEXT, EOS
 from c2v_engine.runtime.tokenization import load_fast_tokenizer, plain_backend, special_id
 
-__all__ = ["Sequences", "StockTokenizer", "no_last_token_form", "no_stock_form"]
+__all__ = [
+    "Sequences",
+    "StockTokenizer",
+    "no_last_token_form",
+    "no_stock_form",
+    "refuse_other_dtypes",
+]
+
+PLAIN_DTYPES = ("float32", "float16", "bfloat16")
 
 CAUSAL2VEC = ((CONTEXT, "{prompt}{text}", EOS), (CONTEXT, EOS), "causal")
 LAST_TOKEN = (("{prompt}{text}", EOS), (EOS,), "causal")
 Sequences = tuple[np.ndarray, np.ndarray]
 """Token ids of a text: the decoder's, EOS at the end, and the encoder's, where there is one."""
 NOTHING = np.empty(0, dtype=np.int64)
+
+
+def refuse_other_dtypes(spec: Spec) -> None:
+    """Refuse dtypes that are no dtype of torch's modules.
+
+    Raises:
+        UnusableError: of ``float8``, ``int8`` and the like.
+    """
+    if spec.dtype not in PLAIN_DTYPES:
+        known = ", ".join(PLAIN_DTYPES)
+        raise UnusableError(f"{spec.kind} computes in {known} here, not in {spec.dtype}")
 
 
 def no_stock_form(config: Causal2VecConfig) -> str:

@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from c2v_engine.bench.providers.base import Provider, Spec, UnusableError
+from c2v_engine.bench.providers.compiled import open_compiled
 from c2v_engine.bench.providers.engine import DeviceOnly, Engine, open_engine
-from c2v_engine.bench.providers.forms import no_stock_form
+from c2v_engine.bench.providers.forms import no_stock_form, refuse_other_dtypes
+from c2v_engine.bench.providers.infinity import open_infinity
 from c2v_engine.bench.providers.llama_cpp.provider import open_llama_cpp
+from c2v_engine.bench.providers.remote import open_tei
+from c2v_engine.bench.providers.sentence_transformers import open_sentence_transformers
 from c2v_engine.bench.providers.stock import Packed, Padded, Reference, packed_kernel
+from c2v_engine.bench.providers.vllm import open_vllm
 from c2v_engine.runtime.opening import PipelineOptions
 from c2v_engine.runtime.options import default_batch_tokens
 
@@ -38,6 +43,7 @@ def open_device_only(session: Session, spec: Spec) -> Provider:
 
 def open_padded(session: Session, spec: Spec) -> Provider:
     """Stock transformers, padded; the plain reference for a model that has no other form."""
+    refuse_other_dtypes(spec)
     why_not = no_stock_form(session.source.description.config)
     if why_not:
         try:
@@ -49,6 +55,7 @@ def open_padded(session: Session, spec: Spec) -> Provider:
 
 def open_packed(session: Session, spec: Spec) -> Provider:
     """Stock transformers, packed, with an attention kernel for that."""
+    refuse_other_dtypes(spec)
     name, attend = packed_kernel(session.device)
     tokens = default_batch_tokens(session.checkpoint(Spec("engine", spec.dtype)).model)
     packed = Packed(session.stock_model(spec.dtype), attend, tokens)
@@ -61,7 +68,12 @@ OPENERS: dict[str, Opener] = {
     "device": open_device_only,
     "padded": open_padded,
     "packed": open_packed,
+    "compiled": open_compiled,
+    "sentence-transformers": open_sentence_transformers,
     "llama.cpp": open_llama_cpp,
+    "vllm": open_vllm,
+    "infinity": open_infinity,
+    "tei": open_tei,
 }
 """By the kind of a ``Spec``."""
 

@@ -153,4 +153,5 @@ def tensor_name(name: str, target: str, kind: str) -> str:
 def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
     """Rows ``[heads * D, ...]``, the halves of every head one by one: 0, D/2, 1, D/2 + 1, ..."""
     halves = rows.reshape(heads, 2, -1, *rows.shape[1:])
-    return halves.swapaxes(1, 2).reshape(rows.shape)
+    joined: np.ndarray = halves.swapaxes(1, 2).reshape(rows.shape)
+    return joined
