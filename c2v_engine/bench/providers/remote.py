@@ -105,7 +105,8 @@ class Remote(Provider):
         connections: to it.
     """
 
-    texts_per_request = TEXTS_PER_REQUEST
+    most_texts = TEXTS_PER_REQUEST
+    """Of a request; fewer where all connections would not have work else."""
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
@@ -125,7 +126,8 @@ class Remote(Provider):
 
     def _call(self, texts: list[str], prompt: str) -> np.ndarray:
         order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
-        step = self.texts_per_request
+        share = -(-len(texts) // IN_FLIGHT)
+        step = min(self.most_texts, max(share, TEXTS_PER_REQUEST))
         rows = [order[begin : begin + step] for begin in range(0, len(order), step)]
         asked = [[prompt + texts[row] for row in part] for part in rows]
         parts = []
@@ -158,10 +160,10 @@ class TextEmbeddingsInference(Remote):
 
     def __init__(self, connections: Connections, info: dict[str, Any]) -> None:
         super().__init__(connections)
-        self.texts_per_request = int(info.get("max_client_batch_size") or TEXTS_PER_REQUEST)
+        self.most_texts = int(info.get("max_client_batch_size") or TEXTS_PER_REQUEST)
         self.note = (
             f"{info.get('model_id', 'a model')} in {info.get('model_dtype', 'some dtype')}, "
-            f"{self.texts_per_request} texts a request, {IN_FLIGHT} requests at once"
+            f"at most {self.most_texts} texts a request, {IN_FLIGHT} at once"
         )
 
     def request(self, texts: Sequence[str]) -> np.ndarray:
@@ -182,7 +184,7 @@ class OpenAI(Remote):
         super().__init__(connections)
         self._name = name
         self.note = (
-            f"{name}, {self.texts_per_request} texts a request, {IN_FLIGHT} requests at once"
+            f"{name}, at most {self.most_texts} texts a request, {IN_FLIGHT} at once"
         )
 
     def request(self, texts: Sequence[str]) -> np.ndarray:
