@@ -1,0 +1,213 @@
+"""A result file, and what its entries come to."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from c2v_engine.errors import InputError
+
+__all__ = ["Entry", "Ratio", "Results", "read_results"]
+
+Entry = dict[str, Any]
+NEEDED = {"results", "ceilings"}
+OF_AN_ENTRY = {"case", "status"}
+OF_A_TIMED_ENTRY = {
+    "provider",
+    "texts",
+    "decoder_tokens",
+    "encoder_tokens",
+    "operations",
+    "seconds",
+    "median_s",
+    "texts_per_s",
+    "tokens_per_s",
+    "tflops",
+}
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long one provider takes as another.
+
+    Attributes:
+        median: of the repetitions' ratios.
+        least: of them.
+        most: of them.
+    """
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, ours: Entry, theirs: Entry) -> Ratio:
+        """Of two entries of one case: repetitions were in turns, so each has its pair."""
+        pairs = zip(ours["seconds"], theirs["seconds"], strict=False)
+        found = [slow / fast for fast, slow in pairs]
+        return cls(statistics.median(found), min(found), max(found))
+
+
+class Results:
+    """What a result file holds, of ``c2v bench`` or of ``bench_engine.py``.
+
+    Args:
+        content: of the file.
+        where: it lies, for errors.
+
+    Raises:
+        InputError: it is not a result of the kind, or a field is missing.
+    """
+
+    def __init__(self, content: dict[str, Any], where: str = "the result") -> None:
+        check(content, where)
+        self.content = content
+
+    @property
+    def methods(self) -> bool:
+        """Whether methods were measured, not providers."""
+        return bool(self.content.get("kind") == "methods")
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """All of them."""
+        return [dict(entry) for entry in self.content["results"]]
+
+    @cached_property
+    def timed(self) -> list[Entry]:
+        """Those that were timed."""
+        return [entry for entry in self.entries if entry["status"] == "ok"]
+
+    @cached_property
+    def cases(self) -> list[str]:
+        """Their names, in order."""
+        return list(dict.fromkeys(str(entry["case"]) for entry in self.entries))
+
+    def of_case(self, case: str) -> list[Entry]:
+        """The entries of a case, in order."""
+        return [entry for entry in self.entries if entry["case"] == case]
+
+    def find(self, case: str, provider: str) -> Entry | None:
+        """An entry that was timed, or None."""
+        for entry in self.timed:
+            if (entry["case"], entry["provider"]) == (case, provider):
+                return entry
+        return None
+
+    def engine_of(self, entry: Entry) -> Entry | None:
+        """The engine's entry of the same case and dtype, or its first of the case."""
+        ours = [e for e in self.timed if e["case"] == entry["case"] and kind_of(e) == "engine"]
+        same = [e for e in ours if dtype_of(e) == dtype_of(entry)]
+        return next(iter((*same, *ours)), None)
+
+    def gemm_tflops(self, dtype: str) -> float | None:
+        """Of a matrix product in a dtype: the better of before and after; None: not measured."""
+        found = []
+        for ceilings in self._ceilings:
+            peak = ceilings["gemm_tflops"]
+            if isinstance(peak, dict):
+                found += [float(peak[dtype])] if dtype in peak else []
+            elif ceilings.get("dtype", dtype) == dtype:
+                found.append(float(peak))
+        return max(found, default=None)
+
+    @property
+    def copy_gb_per_s(self) -> float | None:
+        """Of a copy, the better of before and after."""
+        return max((float(c["copy_gb_per_s"]) for c in self._ceilings), default=None)
+
+    def of_gemm(self, entry: Entry) -> float | None:
+        """Useful operations as a fraction of the matrix product's in the entry's dtype."""
+        peak = self.gemm_tflops(dtype_of(entry))
+        return None if not peak else float(entry["tflops"]) / peak
+
+    def headline(self) -> list[str]:
+        """What was measured, where and when, as short lines."""
+        content = self.content
+        processor = content.get("gpu") or content.get("cpu") or "an unnamed processor"
+        threads = content.get("threads")
+        commit = str(content.get("commit") or "")[:7] or "no commit"
+        if content.get("dirty"):
+            commit += " and changes to it"
+        version = content.get("version")
+        lines = [
+            f"{processor}, {threads} threads" if threads else str(processor),
+            f"c2v-engine {version}, {commit}" if version else commit,
+            f"torch {content.get('torch')}, Python {content.get('python')}",
+        ]
+        if content.get("started"):
+            lines.append(str(content["started"]))
+        return lines
+
+    @cached_property
+    def _ceilings(self) -> list[dict[str, Any]]:
+        keys = ("ceilings", "ceilings_at_end")
+        return [self.content[key] for key in keys if self.content.get(key)]
+
+
+def kind_of(entry: Entry) -> str:
+    """Of its provider: ``engine``, ``padded``, ..."""
+    return str(entry.get("provider", "")).partition(" ")[0]
+
+
+def dtype_of(entry: Entry) -> str:
+    """Of its provider."""
+    return str(entry.get("provider", "")).split(" ")[1] if " " in entry.get("provider", "") else ""
+
+
+def read_results(path: Path) -> Results:
+    """Read a result file.
+
+    Raises:
+        InputError: it is missing, is not JSON, or is not a result of a benchmark of models.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: can not be read: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON: {error}") from None
+    return Results(content, str(path))
+
+
+def check(content: Any, where: str) -> None:
+    """Whether a file's content is a result.
+
+    Raises:
+        InputError: with the first thing that is not as it must be.
+    """
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: is not a result file: expected a JSON object")
+    missing = sorted(NEEDED - content.keys())
+    if missing:
+        raise InputError(f"{where}: is not a result of c2v bench: it has no {missing[0]!r}")
+    entries, ceilings = content["results"], content["ceilings"]
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise InputError(f"{where}: 'results' is not a list of objects")
+    if not isinstance(ceilings, dict) or not {"copy_gb_per_s", "gemm_tflops"} <= ceilings.keys():
+        raise InputError(f"{where}: 'ceilings' has no copy_gb_per_s or no gemm_tflops")
+    for number, entry in enumerate(entries):
+        timed = entry.get("status") == "ok"
+        gone = sorted((OF_AN_ENTRY | (OF_A_TIMED_ENTRY if timed else set())) - entry.keys())
+        if gone:
+            raise InputError(f"{where}: results[{number}] has no {gone[0]!r}")
+        if timed and not positive(entry["seconds"]):
+            raise InputError(f"{where}: results[{number}] has seconds that are no times")
+
+
+def positive(values: Any) -> bool:
+    """Whether these are some finite numbers above 0."""
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes)):
+        return False
+    found = list(values)
+    return bool(found) and all(
+        isinstance(v, (int, float)) and math.isfinite(v) and v > 0 for v in found
+    )
