@@ -31,6 +31,7 @@ PROFILED = ("128", "passages")
 EXPECTED_OF_GEMM = 0.5
 CALLS_BESIDE_REPETITIONS = 2  # the check, and the round that is not timed
 SLOWER_THAN_THE_ENGINE = 2.5
+MOST_PARAMETERS_TOGETHER = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -97,16 +98,25 @@ def make_cases(
     seconds = plan.seconds / max(expected, 1)
     profiled = next((name for name in PROFILED if name in plan.workloads), None)
     cases = []
-    for name, dtype in groups:
-        source = sources[name]
-        operations = 2.0 * sum(source.multiplied_parameters(p) for p in ("decoder", "encoder"))
-        rate = EXPECTED_OF_GEMM * gemm_tflops[dtype] * 1e12 / operations
-        tokens = plan.tokens or int(min(max(seconds * rate, LEAST_TOKENS), MOST_TOKENS))
-        for workload in plan.workloads:
-            cases.append(
-                make_case(plan, name, source, workload, tokens, dtype, workload == profiled)
-            )
+    for name, source in sources.items():
+        parameters = sum(source.multiplied_parameters(part) for part in ("decoder", "encoder"))
+        for workload, dtype in in_order(plan, parameters):
+            rate = EXPECTED_OF_GEMM * gemm_tflops[dtype] * 1e12 / (2.0 * parameters)
+            tokens = plan.tokens or int(min(max(seconds * rate, LEAST_TOKENS), MOST_TOKENS))
+            stages = workload == profiled
+            cases.append(make_case(plan, name, source, workload, tokens, dtype, stages))
     return cases
+
+
+def in_order(plan: Plan, parameters: int) -> list[tuple[str, str]]:
+    """Workloads and dtypes of a model, in the order in which they are measured.
+
+    A small model is measured in all dtypes before the next workload, so that a run that is cut has
+    something of each; of a large one only those of one dtype are in memory at a time.
+    """
+    if parameters <= MOST_PARAMETERS_TOGETHER:
+        return [(workload, dtype) for workload in plan.workloads for dtype in plan.dtypes]
+    return [(workload, dtype) for dtype in plan.dtypes for workload in plan.workloads]
 
 
 def expected_calls(plan: Plan, dtype: str) -> float:
@@ -141,6 +151,7 @@ def make_case(
         lengths,
         tokens,
         plan.specs(dtype),
+        what=dtype,
         prompt=prompt,
         texts=texts,
         source=plan.source,

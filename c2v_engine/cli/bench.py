@@ -163,9 +163,9 @@ def report(
     from c2v_engine.bench.report import read_results, summary_lines, write_report
 
     file = result_file(results)
-    content = read_results(file)
-    print("\n".join(summary_lines(content)))
-    print_paths(write_report(content, output or file.parent))
+    found = read_results(file)
+    print("\n".join(summary_lines(found)))
+    print_paths(write_report(found, output or file.parent))
 
 
 @bench_app.command()
@@ -267,13 +267,13 @@ def result_file(path: Path) -> Path:
 
 def finish(record: Record, folder: Path) -> None:
     """Print what was found, and make the page and its pictures."""
-    from c2v_engine.bench.report import summary_lines, write_report
-
-    print("\n".join(("", *summary_lines(record.content))), flush=True)
-    print(f"results  {record.path}")
-    print_paths(write_report(record.content, folder))
     from c2v_engine.bench.measure import troubles
+    from c2v_engine.bench.report import Results, summary_lines, write_report
 
+    results = Results(record.content)
+    print("\n".join(("", *summary_lines(results))), flush=True)
+    print(f"results  {record.path}")
+    print_paths(write_report(results, folder))
     wrong = troubles(record.content)
     for line in wrong:
         print(f"wrong  {line}")

@@ -28,7 +28,7 @@ def plan(**options):
 def test_every_workload_is_measured_in_every_dtype_with_the_engine_first(sources):
     cases = make_cases(plan(workloads=tuple(WORKLOADS)), sources, GEMM)
     assert [(case.name, case.specs[0].dtype) for case in cases] == [
-        (f"llama-130m/{name}", dtype) for dtype in GEMM for name in WORKLOADS
+        (f"llama-130m/{name}/{dtype}", dtype) for dtype in GEMM for name in WORKLOADS
     ]
     assert all(
         case.specs == (Spec("engine", d), Spec("padded", d))
@@ -81,12 +81,15 @@ def test_queries_have_an_instruction_and_a_file_has_its_own_texts(sources):
     asked = plan(workloads=("queries", "file"), texts=("a", "b"), source="notes.txt")
     queries, file, *_ = make_cases(asked, sources, GEMM)
     assert queries.prompt.startswith("Instruct: ")
-    assert (file.texts, file.prompt, file.name) == (("a", "b"), "", "llama-130m/notes.txt")
+    assert (file.texts, file.prompt, file.name) == (("a", "b"), "", "llama-130m/notes.txt/bfloat16")
 
 
 def test_stages_are_shown_of_one_workload_in_every_dtype(sources):
     cases = make_cases(plan(workloads=("32", "128", "passages")), sources, GEMM)
-    assert [case.name for case in cases if case.stages] == ["llama-130m/128"] * 2
+    assert [case.name for case in cases if case.stages] == [
+        "llama-130m/128/bfloat16",
+        "llama-130m/128/float32",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -99,3 +102,13 @@ def test_stages_are_shown_of_one_workload_in_every_dtype(sources):
 def test_what_is_not_known_is_said_with_what_is(options, said, sources):
     with pytest.raises(ConfigError, match=said):
         make_cases(plan(**options), sources, {"float8": 1.0, **GEMM})
+
+
+def test_a_small_model_is_measured_in_all_dtypes_before_the_next_workload(tmp_path):
+    source = SyntheticCheckpoint.write(
+        tmp_path / "small", MODELS["tiny-mistral"], torch.device("cpu")
+    )
+    cases = make_cases(plan(workloads=("32", "128")), {"tiny": source}, GEMM)
+    assert [case.name for case in cases] == [
+        f"tiny/{name}/{dtype}" for name in ("32", "128") for dtype in GEMM
+    ]

@@ -52,7 +52,7 @@ def peer_rows(content: Content) -> list[tuple[str, ...]]:
             else (f"{entry['tflops'] / ceiling(content, dtype):.0%}")
         )
         rivals = [ok(content, entry["case"], f"{name} {dtype_of(name, dtype)}") for name in RIVALS]
-        model, workload = entry["case"].split("/")
+        model, workload, _ = entry["case"].split("/")
         rows.append(
             (
                 model,
@@ -69,6 +69,11 @@ def peer_rows(content: Content) -> list[tuple[str, ...]]:
 def dtype_of(rival: str, dtype: str) -> str:
     """In which dtype a rival is of the same class of precision."""
     return LLAMA_CPP_DTYPES.get(dtype, dtype) if rival == "llama.cpp" else dtype
+
+
+def case_dtype(dtype: str) -> str:
+    """The dtype whose cases a provider takes part in."""
+    return dtype if dtype in read(PEERS)["dtypes"] else str(read(PEERS)["dtypes"][0])
 
 
 @table
@@ -90,7 +95,7 @@ def peers_setting() -> str:
 def times_peer(model: str, workload: str, dtype: str, rival: str, digits: str = "1") -> str:
     """How many times as fast as a peer the engine is: the median of the repetitions' ratios."""
     content = read(PEERS)
-    case = f"{model}/{workload}"
+    case = f"{model}/{workload}/{case_dtype(dtype)}"
     ours = ok(content, case, f"engine {dtype}")
     theirs = ok(content, case, f"{rival} {dtype_of(rival, dtype)}")
     if ours is None or theirs is None:
@@ -103,7 +108,7 @@ def times_peer(model: str, workload: str, dtype: str, rival: str, digits: str = 
 def peer_of_gemm(model: str, workload: str, dtype: str, provider: str = "engine") -> str:
     """A provider's useful operations as a fraction of the matrix product's, in its dtype."""
     content = read(PEERS)
-    entry = ok(content, f"{model}/{workload}", f"{provider} {dtype}")
+    entry = ok(content, f"{model}/{workload}/{case_dtype(dtype)}", f"{provider} {dtype}")
     if entry is None:
         raise LookupError(f"{PEERS} has not timed {provider} {dtype} at {model}/{workload}")
     return f"{entry['tflops'] / ceiling(content, dtype):.0%}"

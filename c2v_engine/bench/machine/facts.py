@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from c2v_engine._version import __version__
+
 __all__ = [
     "describe_machine",
     "describe_sources",
@@ -33,6 +35,7 @@ def describe_sources(commit: str | None = None) -> dict[str, Any]:
     found = git("rev-parse", "HEAD")
     changed = git("status", "--porcelain", "--", *WATCHED)
     return {
+        "version": __version__,
         "commit": commit or found or "unknown",
         "dirty": None if changed is None else bool(changed),
         "sources_sha256": digest_sources(ROOT),
@@ -80,8 +83,8 @@ def describe_machine() -> dict[str, Any]:
 
 
 def git(*arguments: str) -> str | None:
-    """What git says of this checkout, or None where it says nothing."""
-    if shutil.which("git") is None:
+    """What git says of this checkout, or None where it says nothing, or there is none."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
         return None
     command = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -183,9 +183,7 @@ class OpenAI(Remote):
     def __init__(self, connections: Connections, name: str) -> None:
         super().__init__(connections)
         self._name = name
-        self.note = (
-            f"{name}, at most {self.most_texts} texts a request, {IN_FLIGHT} at once"
-        )
+        self.note = f"{name}, at most {self.most_texts} texts a request, {IN_FLIGHT} at once"
 
     def request(self, texts: Sequence[str]) -> np.ndarray:
         """See the base class."""

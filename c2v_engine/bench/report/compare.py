@@ -74,7 +74,9 @@ class Comparison:
         """What differs, then what moved most, then what can not be compared."""
         order = {"slower": 0, "faster": 1, "same": 2}
         moved = sorted(self.moved, key=lambda each: (order[each.verdict], each.change))
-        head = f"{'':<8}{'case':<36}{'provider':<32}{'change':>7}  {'noise':<9}{'old':>12}{'new':>12}"
+        head = (
+            f"{'':<8}{'case':<36}{'provider':<32}{'change':>7}  {'noise':<9}{'old':>12}{'new':>12}"
+        )
         lines = [*self.differences, *([head] if moved else []), *(each.line() for each in moved)]
         lines += [f"only in the old file: {name}" for name in self.only_old]
         lines += [f"only in the new file: {name}" for name in self.only_new]

@@ -1,0 +1,219 @@
+"""Result files as they are read, printed and compared, against numbers worked out by hand."""
+
+import copy
+import json
+
+import pytest
+
+from c2v_engine.bench.report.compare import compare
+from c2v_engine.bench.report.read import Ratio, Results, read_results
+from c2v_engine.bench.report.tables import entry_line, method_rows, summary_lines
+from c2v_engine.errors import InputError
+
+
+def entry(provider="engine bfloat16", seconds=(2.0, 1.0, 4.0), **fields):
+    median = sorted(seconds)[len(seconds) // 2]
+    return {
+        "case": "m/128",
+        "model": "m",
+        "provider": provider,
+        "status": "ok",
+        "texts": 10,
+        "calls": 1,
+        "decoder_tokens": 1280,
+        "encoder_tokens": 0,
+        "operations": 1e12,
+        "seconds": list(seconds),
+        "median_s": median,
+        "texts_per_s": 10 / median,
+        "tokens_per_s": 1280 / median,
+        "tflops": 1 / median,
+        **fields,
+    }
+
+
+def content(*entries, **fields):
+    return {
+        "cpu": "Some CPU",
+        "threads": 2,
+        "torch": "2.13.0",
+        "python": "3.11",
+        "commit": "abcdef0123",
+        "dirty": False,
+        "kind": "bench",
+        "ceilings": {"copy_gb_per_s": 20.0, "gemm_tflops": {"bfloat16": 0.8, "float32": 0.2}},
+        "ceilings_at_end": {"copy_gb_per_s": 25.0, "gemm_tflops": {"bfloat16": 1.0}},
+        "results": list(entries),
+        **fields,
+    }
+
+
+def test_a_fraction_is_of_the_better_product_of_the_provider_s_dtype():
+    results = Results(content(entry(), entry("padded float32", (4.0,)), entry("engine int8")))
+    ours, padded, eight = results.timed
+    assert results.of_gemm(ours) == pytest.approx(0.5 / 1.0)
+    assert results.of_gemm(padded) == pytest.approx(0.25 / 0.2)
+    assert results.of_gemm(eight) is None
+    assert results.copy_gb_per_s == 25.0
+
+
+def test_one_product_of_an_older_file_is_of_its_dtype_alone():
+    older = content(entry(), entry("engine float32"))
+    older["ceilings"] = {"copy_gb_per_s": 1.0, "gemm_tflops": 2.0, "dtype": "bfloat16"}
+    del older["ceilings_at_end"]
+    first, second = Results(older).timed
+    assert Results(older).of_gemm(first) == pytest.approx(0.25)
+    assert Results(older).of_gemm(second) is None
+
+
+def test_a_ratio_is_of_repetitions_that_were_side_by_side():
+    ratio = Ratio.of(entry(seconds=(1.0, 2.0, 4.0)), entry("padded bfloat16", (3.0, 2.0, 8.0)))
+    assert (ratio.median, ratio.least, ratio.most) == (2.0, 1.0, 3.0)
+
+
+def test_every_provider_is_a_line_and_one_that_did_not_run_says_why():
+    missing = {
+        "case": "m/128",
+        "model": "m",
+        "provider": "vllm bfloat16",
+        "status": "unusable",
+        "reason": "wants a GPU",
+    }
+    lines = summary_lines(
+        Results(content(entry(), entry("padded bfloat16", (6.0, 3.0, 12.0)), missing))
+    )
+    text = "\n".join(lines)
+    assert "Some CPU, 2 threads" in text
+    assert "abcdef0" in text
+    assert "multiplies bfloat16 matrices at 1.0 TFLOP/s" in text
+    assert "multiplies float32 matrices at 200 GFLOP/s" in text
+    assert any("vllm bfloat16" in line and "unusable: wants a GPU" in line for line in lines)
+    (padded,) = [line for line in lines if line.startswith("  padded")]
+    assert "3.00 times as fast (3.00 to 3.00)" in padded
+    (ours,) = [line for line in lines if line.startswith("  engine")]
+    assert "50.0%" in ours
+    assert "times as fast" not in ours
+
+
+def test_what_was_cut_and_changes_to_the_commit_are_said():
+    cut = {"after_s": 3.0, "not_measured": ["m/512", "m/512"]}
+    lines = summary_lines(Results(content(entry(), cut=cut, dirty=True)))
+    assert lines[-1] == "no time was left for: m/512 (--seconds gives more)"
+    assert "abcdef0 and changes to it" in "\n".join(lines)
+
+
+def test_an_entry_is_a_line_as_it_comes():
+    assert "5.0 texts/s" in entry_line(entry())
+    failed = {"case": "m/128", "provider": "x", "status": "failed", "reason": "why"}
+    assert entry_line(failed).endswith("failed: why")
+
+
+def method(name, length, rows, ms):
+    fields = {"case": f"m/{length} tokens/methods", "method": name, "text_tokens": length}
+    return entry(seconds=(ms / 100,), decoder_tokens=rows * 10, **fields)
+
+
+def test_methods_are_measured_by_the_dearest_and_by_the_plainest():
+    results = Results(
+        content(
+            method("causal2vec", 16, 18, 3.0),
+            method("last-token", 16, 17, 2.0),
+            method("in-context", 16, 340, 20.0),
+            method("causal2vec", 32, 34, 5.0),
+            kind="methods",
+        )
+    )
+    ours, plain, dear, alone = method_rows(results, "m")
+    assert ours["rows"] == 18
+    assert ours["ms"] == pytest.approx(3.0)
+    assert ours["ms_of_dearest"] == pytest.approx(0.15)
+    assert ours["ms_of_plainest"] == pytest.approx(1.5)
+    assert ours["rows_of_dearest"] == pytest.approx(18 / 340)
+    assert plain["ms_of_plainest"] == 1
+    assert dear["ms_of_dearest"] == 1
+    assert (alone["ms_of_dearest"], alone["ms_of_plainest"]) == (1, None)
+    text = "\n".join(summary_lines(results))
+    assert "m, texts of 16 tokens" in text
+    assert "in-context" in text
+
+
+def test_a_faster_machine_does_not_look_like_a_faster_engine():
+    old = content(entry(seconds=(2.0, 2.0, 2.0)))
+    new = copy.deepcopy(old)
+    new["results"][0].update(seconds=[1.0] * 3, median_s=1.0, tflops=1.0)
+    for key in ("ceilings", "ceilings_at_end"):
+        new[key]["gemm_tflops"] = {"bfloat16": 2.0}
+    (moved,) = compare(Results(old), Results(new)).moved
+    assert (moved.verdict, moved.change, moved.normalised) == ("same", pytest.approx(1.0), True)
+    assert (moved.old_s, moved.new_s) == (2.0, 1.0)
+
+
+def test_a_slower_engine_on_the_same_machine_is_slower_and_comes_first():
+    steady = entry("padded bfloat16", (5.0, 5.0, 5.0))
+    old = content(entry(seconds=(2.0, 2.0, 2.0)), steady)
+    new = copy.deepcopy(old)
+    new["results"][0].update(seconds=[3.0] * 3, median_s=3.0, tflops=1 / 3)
+    comparison = compare(Results(old), Results(new))
+    assert [each.verdict for each in comparison.moved] == ["slower", "same"]
+    assert comparison.lines()[1].startswith("slower  m/128")
+    assert comparison.lines()[-1] == "1 slower, 0 faster, 1 same"
+
+
+def test_a_change_within_the_noise_is_none():
+    old = content(entry(seconds=(1.5, 2.0, 2.5)))
+    new = copy.deepcopy(old)
+    new["results"][0].update(seconds=[1.8, 2.3, 2.8], median_s=2.3, tflops=1 / 2.3)
+    assert compare(Results(old), Results(new)).moved[0].verdict == "same"
+
+
+def test_more_work_in_the_same_time_is_faster():
+    old = content(entry(seconds=(2.0,)))
+    new = copy.deepcopy(old)
+    new["results"][0].update(operations=2e12, tflops=1.0)
+    (moved,) = compare(Results(old), Results(new)).moved
+    assert (moved.verdict, moved.new_s) == ("faster", 1.0)
+
+
+def test_another_machine_and_what_only_one_file_has_are_said():
+    old = content(entry(), entry("padded bfloat16"))
+    new = content(entry(), entry("device bfloat16"), cpu="Another")
+    lines = compare(Results(old), Results(new)).lines()
+    assert lines[0] == "cpu: Some CPU -> Another"
+    assert "only in the old file: m/128, padded bfloat16" in lines
+    assert "only in the new file: m/128, device bfloat16" in lines
+    json.dumps(compare(Results(old), Results(new)).as_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "expected a JSON object"),
+        ('{"results": []}', "it has no 'ceilings'"),
+        ('{"results": 3, "ceilings": {}}', "'results' is not a list"),
+        ('{"results": [], "ceilings": {}}', "no copy_gb_per_s"),
+    ],
+)
+def test_a_file_that_is_no_result_is_refused_with_what_is_wrong(text, said, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=said):
+        read_results(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nothing\.json: no such file"):
+        read_results(tmp_path / "nothing.json")
+
+
+@pytest.mark.parametrize("seconds", [[], [0.0], [float("nan")], ["1"], None])
+def test_times_that_are_none_are_refused(seconds):
+    with pytest.raises(InputError, match="seconds that are no times"):
+        Results(content({**entry(), "seconds": seconds}))
+
+
+def test_an_entry_without_a_field_is_named_by_its_number():
+    broken = entry()
+    del broken["tflops"]
+    with pytest.raises(InputError, match=r"results\[1\] has no 'tflops'"):
+        Results(content(entry(), broken))
