@@ -55,8 +55,9 @@ def provider_names(case: Case) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def settings() -> Settings:
-    ceilings = measure_ceilings(DEVICE, DTYPE)
+def settings(pytestconfig: pytest.Config) -> Settings:
+    quick = bool(pytestconfig.getoption("--bench-quick"))
+    ceilings = measure_ceilings(DEVICE, DTYPE, tiny=quick)
     cache = torch.cuda.get_device_properties(DEVICE).L2_cache_size if ON_GPU else 0
     return Settings(DEVICE, ceilings, repetitions=ROUNDS, cache_bytes=cache)
 
@@ -83,8 +84,15 @@ def record(request: pytest.FixtureRequest, settings: Settings) -> Record | None:
 )
 @torch.inference_mode()
 def test_kernel(
-    benchmark: BenchmarkFixture, case: Case, name: str, settings: Settings, record: Record | None
+    benchmark: BenchmarkFixture,
+    case: Case,
+    name: str,
+    settings: Settings,
+    record: Record | None,
+    pytestconfig: pytest.Config,
 ) -> None:
+    if name == "compile" and pytestconfig.getoption("--bench-quick"):
+        pytest.skip("compiling takes longer than all the rest: without --bench-quick")
     sets = draw_sets(case, settings)
     compiler = settings.compiler if name == "compile" else None
     found = {each.name: each for each in all_providers(case, sets[0], compiler)}
