@@ -136,10 +136,7 @@ def compare_entries(
     parts = before.of_gemm(was), after.of_gemm(now)
     normalised = None not in parts and dtype_of(was) == dtype_of(now)
     speed = float(now["tflops"]) / float(was["tflops"])
-    if normalised and parts[0] and parts[1]:
-        change = parts[1] / parts[0]
-    else:
-        change = speed
+    change = parts[1] / parts[0] if normalised and parts[0] and parts[1] else speed
     return Moved(
         *name,
         old_s=float(was["median_s"]),

@@ -296,10 +296,12 @@ PICTURES: dict[str, Callable[[Results], Figure | None]] = {
 def new_figure(results: Results, height: float, width: float = WIDTH) -> Figure:
     """A white page with what was measured, where and when in small letters at its foot."""
     from matplotlib.figure import Figure as MatplotlibFigure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = MatplotlibFigure(figsize=(width, height + 0.3), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0.25 / (height + 0.3), 1, 1 - 0.25 / (height + 0.3)))
-    figure.text(0.01, 0.05 / height, "  |  ".join(results.headline()), fontsize=6, color="#555555")
+    foot = 0.25 / (height + 0.3)
+    layout = ConstrainedLayoutEngine(rect=(0, foot, 1, 1 - foot))
+    figure = MatplotlibFigure(figsize=(width, height + 0.3), layout=layout)
+    figure.text(0.01, foot / 4, "  |  ".join(results.headline()), fontsize=6, color="#555555")
     return figure
 
 
