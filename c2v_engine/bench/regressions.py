@@ -54,7 +54,7 @@ COUNT_RULES = {
     ),
     "peak_bytes": Rule((*KERNELS, "torch", "vectors"), 0.01, why="likewise"),
     "python_calls": Rule(
-        KERNELS,
+        (*KERNELS, "python"),
         0.03,
         "python_calls_by_module",
         why="a function may be taken apart; one more for every text or operator is more than this",

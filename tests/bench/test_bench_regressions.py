@@ -94,7 +94,7 @@ def test_a_count_is_judged_by_what_it_is_allowed(count, value, verdict):
         ("operators", "cpu", True),
         ("gemm_flop", "torch", True),
         ("allocated_bytes", "vectors", False),
-        ("python_calls", "python", True),
+        ("python_calls", "torch", True),
         ("python_calls", "extension", False),
         ("library_calls", "python", False),
     ],
