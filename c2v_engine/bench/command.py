@@ -65,9 +65,10 @@ def run_plan(
         say: called with a line that tells what begins.
 
     Raises:
-        ConfigError: a dtype or workload that is not known.
+        ConfigError: a dtype, workload or provider that is not known.
         InputError: the result file can not be written.
     """
+    plan.check()
     settings = {
         "device": device.type,
         "dtypes": list(plan.dtypes),

@@ -31,6 +31,7 @@ from c2v_engine.bench.measure import (
 from c2v_engine.bench.models.shapes import ModelShape, shape_named
 from c2v_engine.bench.models.source import StoredCheckpoint
 from c2v_engine.bench.models.written import write_checkpoint
+from c2v_engine.bench.plan import check_dtypes
 from c2v_engine.bench.providers.base import Spec
 from c2v_engine.bench.record import Record
 from c2v_engine.bench.run import note_model
@@ -136,9 +137,10 @@ def run_methods(
         say: called with a line that tells what was found.
 
     Raises:
-        ConfigError: a method, shape or length that can not be.
+        ConfigError: a method, shape, dtype or length that can not be.
         InputError: the result file can not be written.
     """
+    check_dtypes([plan.dtype])
     found = entrants(plan.methods)
     shapes = [shape_named(name) for name in plan.shapes]
     for length in plan.lengths:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from c2v_engine.bench.case import Case
 from c2v_engine.bench.models.source import ModelSource
 from c2v_engine.bench.providers.base import Spec
+from c2v_engine.bench.providers.registry import OPENERS
 from c2v_engine.bench.workloads import INSTRUCTION, QUERIES, Lengths
 from c2v_engine.errors import ConfigError
 
-__all__ = ["DTYPES", "WORKLOADS", "Plan", "make_cases"]
+__all__ = ["DTYPES", "WORKLOADS", "Plan", "check_dtypes", "make_cases"]
 
 WORKLOADS = {
     "32": Lengths(32),
@@ -23,7 +24,10 @@ WORKLOADS = {
 """By name: so many rows each, passages of log-normal length, short queries with an instruction."""
 DTYPES = ("bfloat16", "float16", "float32")
 """That everybody computes in; ``int8``, ``float8`` and ``q8_0`` are single providers' own."""
+FILE = "file"
 LEAST_TOKENS, MOST_TOKENS = 256, 2**19
+NEED_A_URL = ("tei",)
+SERVERS = ("tei", "infinity")
 PROFILED = ("128", "passages")
 """The workloads of whose first the engine's stages are shown."""
 # What a call is reckoned with before anything has run: whatever this is wrong by, calls take longer
@@ -39,7 +43,7 @@ class Plan:
     """What is asked for.
 
     Attributes:
-        workloads: names in ``WORKLOADS``; ``file`` for ``texts``.
+        workloads: names in ``WORKLOADS``; ``FILE`` for ``texts``.
         dtypes: of all providers but those that name their own.
         providers: kinds in ``registry.OPENERS``, or ``KIND:DTYPE``, as in ``llama.cpp:q8_0``;
             without ``engine``, which always takes part.
@@ -61,6 +65,29 @@ class Plan:
     urls: tuple[tuple[str, str], ...] = ()
     tokens: int | None = None
 
+    def check(self) -> None:
+        """Whether all of it is known.
+
+        Raises:
+            ConfigError: a dtype, workload or provider that is not, with those that are.
+        """
+        check_dtypes(self.dtypes)
+        kinds = [provider.partition(":")[0] for provider in self.providers]
+        asked = (
+            ("workload", self.workloads, (*WORKLOADS, FILE)),
+            ("provider", kinds, tuple(OPENERS)),
+            ("--url names a provider that", [kind for kind, _ in self.urls], SERVERS),
+        )
+        for what, given, known in asked:
+            for name in given:
+                if name not in known:
+                    raise ConfigError(f"{what} is {name!r}, expected one of {', '.join(known)}")
+        for kind in NEED_A_URL:
+            if kind in kinds and kind not in dict(self.urls):
+                raise ConfigError(
+                    f"{kind} is a server: give its address by --url {kind}=http://..."
+                )
+
     def specs(self, dtype: str) -> tuple[Spec, ...]:
         """The providers of a case: our engine first, others' vectors are compared with its."""
         specs = [Spec("engine", dtype)]
@@ -77,22 +104,27 @@ class Plan:
         return own if own in self.dtypes else self.dtypes[0]
 
 
+def check_dtypes(dtypes: Iterable[str]) -> None:
+    """Whether everybody can compute in these.
+
+    Raises:
+        ConfigError: one that is not in ``DTYPES``.
+    """
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+
+
 def make_cases(
     plan: Plan, sources: Mapping[str, ModelSource], gemm_tflops: Mapping[str, float]
 ) -> list[Case]:
-    """The cases of a plan, model by model.
+    """The cases of a plan that was checked, model by model.
 
     Args:
         plan: what is asked for.
         sources: the models, by the names that cases give them.
         gemm_tflops: of the machine, by dtype: how much work fits in the time.
-
-    Raises:
-        ConfigError: a dtype or workload that is not known.
     """
-    for dtype in plan.dtypes:
-        if dtype not in DTYPES:
-            raise ConfigError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
     groups = [(name, dtype) for name in sources for dtype in plan.dtypes]
     expected = sum(expected_calls(plan, dtype) for _, dtype in groups) * len(plan.workloads)
     seconds = plan.seconds / max(expected, 1)
@@ -138,13 +170,8 @@ def make_case(
     stages: bool,
 ) -> Case:
     """One case."""
-    if workload == "file":
-        lengths, texts = WORKLOADS["passages"], plan.texts
-    elif workload in WORKLOADS:
-        lengths, texts = WORKLOADS[workload], ()
-    else:
-        known = ", ".join((*WORKLOADS, "file"))
-        raise ConfigError(f"workload is {workload!r}, expected one of {known}")
+    lengths = WORKLOADS["passages" if workload == FILE else workload]
+    texts = plan.texts if workload == FILE else ()
     prompt = INSTRUCTION if workload == "queries" and source.description.config.reads_prompt else ""
     return Case(
         name,

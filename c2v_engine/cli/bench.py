@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,6 +105,7 @@ def bench(
         urls=tuple(map(named_url, url or [])),
         tokens=tokens,
     )
+    plan.check()
     folder = output or new_folder()
     with ExitStack() as stack:
         sources = open_sources(model or [], shape or [], method or [], where, stack)
@@ -286,3 +288,7 @@ def print_paths(paths: Sequence[Path]) -> None:
     for path in paths:
         kind = "page" if path.suffix == ".html" else "picture"
         print(f"{kind:<8} {path}")
+    if find_spec("matplotlib") is None:
+        from c2v_engine.bench.report.page import NO_PICTURES
+
+        print(NO_PICTURES)

@@ -4,48 +4,12 @@ import copy
 import json
 
 import pytest
+from made_results import content, entry, method
 
 from c2v_engine.bench.report.compare import compare
 from c2v_engine.bench.report.read import Ratio, Results, read_results
 from c2v_engine.bench.report.tables import entry_line, method_rows, summary_lines
 from c2v_engine.errors import InputError
-
-
-def entry(provider="engine bfloat16", seconds=(2.0, 1.0, 4.0), **fields):
-    median = sorted(seconds)[len(seconds) // 2]
-    return {
-        "case": "m/128",
-        "model": "m",
-        "provider": provider,
-        "status": "ok",
-        "texts": 10,
-        "calls": 1,
-        "decoder_tokens": 1280,
-        "encoder_tokens": 0,
-        "operations": 1e12,
-        "seconds": list(seconds),
-        "median_s": median,
-        "texts_per_s": 10 / median,
-        "tokens_per_s": 1280 / median,
-        "tflops": 1 / median,
-        **fields,
-    }
-
-
-def content(*entries, **fields):
-    return {
-        "cpu": "Some CPU",
-        "threads": 2,
-        "torch": "2.13.0",
-        "python": "3.11",
-        "commit": "abcdef0123",
-        "dirty": False,
-        "kind": "bench",
-        "ceilings": {"copy_gb_per_s": 20.0, "gemm_tflops": {"bfloat16": 0.8, "float32": 0.2}},
-        "ceilings_at_end": {"copy_gb_per_s": 25.0, "gemm_tflops": {"bfloat16": 1.0}},
-        "results": list(entries),
-        **fields,
-    }
 
 
 def test_a_fraction_is_of_the_better_product_of_the_provider_s_dtype():
@@ -106,11 +70,6 @@ def test_an_entry_is_a_line_as_it_comes():
     assert "5.0 texts/s" in entry_line(entry())
     failed = {"case": "m/128", "provider": "x", "status": "failed", "reason": "why"}
     assert entry_line(failed).endswith("failed: why")
-
-
-def method(name, length, rows, ms):
-    fields = {"case": f"m/{length} tokens/methods", "method": name, "text_tokens": length}
-    return entry(seconds=(ms / 100,), decoder_tokens=rows * 10, **fields)
 
 
 def test_methods_are_measured_by_the_dearest_and_by_the_plainest():

@@ -26,9 +26,9 @@ CAPTIONS = {
 }
 HOW = (
     "Everybody has the same weights and the same texts. Vectors are held against the engine's "
-    "before anything is timed. After one round that is not timed, providers take turns; a figure is the "
-    "median of the repetitions, a ratio the median of the ratios of repetitions that were side by "
-    "side, with the least and the most of them.",
+    "before anything is timed. After one round that is not timed, providers take turns; a figure "
+    "is the median of the repetitions, a ratio the median of the ratios of repetitions that were "
+    "side by side, with the least and the most of them.",
     "Useful operations are 2 x parameters without embeddings x tokens, of decoder and encoder; "
     "padding is no token. They are given as a fraction of a matrix product in the same dtype, "
     "measured in the same run, the better of before and after.",

@@ -143,7 +143,7 @@ def draw_roofline(results: Results) -> Figure | None:
     axes.set(xscale="log", yscale="log")
     axes.set_xlabel("useful operations for each byte of weights, read once a call")
     axes.set_ylabel("useful GFLOP/s")
-    in_full(axes.xaxis)
+    in_full(axes.xaxis, (1.0,))
     in_full(axes.yaxis)
     axes.set_title("Useful operations against what the machine can do", fontsize=10)
     beside(axes)
@@ -321,11 +321,11 @@ def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def in_full(axis: Axis) -> None:
-    """A logarithmic axis with 1, 2 and 5 of every decade, written out."""
+def in_full(axis: Axis, steps: Sequence[float] = (1.0, 2.0, 5.0)) -> None:
+    """A logarithmic axis with some steps of every decade, written out."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_locator(LogLocator(subs=steps))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -1,0 +1,262 @@
+"""``c2v bench`` from its options to its last line."""
+
+import json
+
+import pytest
+import torch
+
+from c2v_engine.bench.machine import ceilings
+from c2v_engine.bench.models.shapes import MODELS
+from c2v_engine.bench.models.written import write_checkpoint
+from c2v_engine.cli import main
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for name, seed in (("one", 0), ("two", 1)):
+        write_checkpoint(folder / name, MODELS["tiny-mistral"], "causal2vec", seed=seed)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, tmp_path):
+    """Ceilings of nothing, and a folder of its own."""
+    monkeypatch.setitem(ceilings.WORK, "cpu", ceilings.TINY)
+    monkeypatch.chdir(tmp_path)
+
+
+def c2v(*words, code=0):
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", *map(str, words)])
+    assert (caught.value.code or 0) == code, words
+
+
+SMALL = ("--device", "cpu", "--tokens", 64, "--repetitions", 2)
+
+
+def test_it_measures_prints_and_ends_with_a_picture(models, capsys, tmp_path):
+    c2v(
+        "-m",
+        models / "one",
+        "--workload",
+        "32",
+        "--workload",
+        "queries",
+        "--dtype",
+        "float32",
+        "--provider",
+        "padded",
+        "--provider",
+        "device",
+        *SMALL,
+        "-o",
+        "out",
+    )
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == "picture  out/peers.png"
+    assert "page     out/report.html" in printed
+    assert any(line.startswith("  padded float32") and "times as fast" in line for line in printed)
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    found = [(entry["case"], entry["provider"], entry["status"]) for entry in content["results"]]
+    assert found == [
+        (f"one/{case}/float32", f"{kind} float32", "ok")
+        for case in ("32", "queries")
+        for kind in ("engine", "padded", "device")
+    ]
+    assert all(len(entry["seconds"]) == 2 for entry in content["results"])
+    assert content["version"]
+    assert set(content["ceilings"]["gemm_tflops"]) == {"float32"}
+    assert "ceilings_at_end" in content
+
+
+def test_the_texts_of_a_file_are_embedded_as_they_are(models, tmp_path):
+    (tmp_path / "notes.txt").write_text("first note\nanother\nfirst note\n")
+    c2v(
+        "-m",
+        models / "one",
+        "--workload",
+        "32",
+        "--texts",
+        "notes.txt",
+        "--dtype",
+        "float32",
+        "--provider",
+        "device",
+        *SMALL,
+        "-o",
+        "out",
+    )
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    texts = {entry["case"]: entry["texts"] for entry in content["results"]}
+    assert texts["one/notes.txt/float32"] == 2  # equal texts are computed once: one is taken
+
+
+def test_two_runs_are_compared_and_a_page_is_made_again(models, capsys, tmp_path):
+    for name in ("old", "new"):
+        c2v(
+            "-m",
+            models / "one",
+            "--workload",
+            "32",
+            "--dtype",
+            "float32",
+            "--provider",
+            "padded",
+            *SMALL,
+            "-o",
+            name,
+        )
+    capsys.readouterr()
+    c2v("compare", "old", "new/results.json")
+    assert "one/32/float32" in capsys.readouterr().out
+    c2v("compare", "old", "new", "--json")
+    moved = json.loads(capsys.readouterr().out)["moved"]
+    assert [each["provider"] for each in moved] == ["engine float32", "padded float32"]
+    c2v("report", "old", "-o", "again")
+    assert (tmp_path / "again" / "report.html").is_file()
+    assert capsys.readouterr().out.splitlines()[-1] == "picture  again/peers.png"
+
+
+def test_methods_are_measured_at_their_lengths(capsys, tmp_path):
+    c2v(
+        "methods",
+        "--shape",
+        "tiny-mistral",
+        "--length",
+        16,
+        "--length",
+        32,
+        "--tokens",
+        64,
+        "--repetitions",
+        1,
+        "--dtype",
+        "float32",
+        "--device",
+        "cpu",
+        "-o",
+        "out",
+    )
+    assert capsys.readouterr().out.splitlines()[-1] == "picture  out/methods.png"
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [entry["status"] for entry in content["results"]] == ["ok"] * 14
+    rows = {
+        (entry["method"], entry["text_tokens"]): entry["decoder_tokens"] / entry["texts"]
+        for entry in content["results"]
+    }
+    # A run of so many tokens may be one token more or less when it is tokenised alone.
+    assert rows["last-token", 32] == pytest.approx(33, abs=2)
+    assert rows["causal2vec", 32] == rows["last-token", 32] + 1
+    assert rows["summary-tokens", 32] == rows["last-token", 32] + 3
+    assert rows["echo", 32] == 2 * rows["last-token", 32] - 1
+    assert rows["bidirectional-mean", 32] == rows["last-token", 32] - 1
+    shared = {
+        entry["method"]: entry["computed_tokens"] / entry["texts"]
+        for entry in content["results"]
+        if entry["text_tokens"] == 16
+    }
+    assert shared["in-context"] == rows["in-context", 16] > 200
+    assert shared["in-context shared"] < 40
+
+
+def test_a_wrong_method_is_reported_and_the_command_fails(monkeypatch, capsys):
+    from c2v_engine.bench import methods
+
+    judged = methods.judge
+
+    def spoil(entry, vectors, expected, bound):
+        judged(entry, vectors.roll(1, 0), expected, bound)
+
+    monkeypatch.setattr(methods, "judge", spoil)
+    c2v(
+        "methods",
+        "--shape",
+        "tiny-mistral",
+        "--method",
+        "echo",
+        "--length",
+        16,
+        "--tokens",
+        32,
+        "--repetitions",
+        1,
+        "--dtype",
+        "float32",
+        "--device",
+        "cpu",
+        "-o",
+        "out",
+        code=1,
+    )
+    assert "wrong" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_models_of_random_weights_are_written_and_go(capsys, tmp_path):
+    c2v(
+        "--shape",
+        "tiny-qwen2",
+        "--method",
+        "last-token",
+        "--method",
+        "echo",
+        "--workload",
+        "32",
+        "--dtype",
+        "float32",
+        "--provider",
+        "padded",
+        *SMALL,
+        "-o",
+        "out",
+    )
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(content["models"]) == {"tiny-qwen2 last-token", "tiny-qwen2 echo"}
+    assert {entry["status"] for entry in content["results"]} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--workload", "33"), "workload is '33'"),
+        (("--dtype", "float8"), "dtype is 'float8'"),
+        (("--provider", "nobody"), "provider is 'nobody', expected one of engine, device, padded"),
+        (("--method", "echo"), "name a --shape too"),
+        (("--shape", "huge"), "shape is 'huge', expected one of mistral-7b"),
+        (("--shape", "tiny-qwen2", "--method", "x"), "method is 'x'"),
+        (("--texts", "nothing.txt"), "nothing.txt: no such file"),
+        (("--url", "tei"), "is not KIND=URL"),
+        (("--provider", "tei"), "tei is a server: give its address by --url tei=http"),
+        (("methods", "--length", "10000"), "length is 10000, expected at most"),
+        (("methods", "--dtype", "int8"), "dtype is 'int8', expected one of"),
+        (("report", "nothing"), "nothing: no such file"),
+        (("compare", "nothing", "nothing"), "nothing: no such file"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_measured(words, said, capsys, tmp_path):
+    c2v(*words, code=2)
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert not (tmp_path / "c2v-bench").exists()
+
+
+def test_a_run_without_options_is_of_the_default_model_and_named_for_the_moment(
+    monkeypatch, capsys, tmp_path
+):
+    from c2v_engine.bench import command
+
+    asked = {}
+
+    def run_plan(plan, sources, device, folder, **others):
+        asked.update(plan=plan, sources=sources, folder=folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "run_plan", run_plan)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        main(["bench"])
+    assert list(asked["sources"]) == ["c2v-mini"]
+    assert asked["plan"].workloads == ("32", "128", "512", "passages", "queries")
+    assert {"device", "padded"} <= set(asked["plan"].providers)
+    assert asked["folder"].parent.name == "c2v-bench"
+    assert torch.get_num_threads() >= 1

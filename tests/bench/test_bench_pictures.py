@@ -1,0 +1,198 @@
+"""Pictures and the page of a result."""
+
+import re
+import shutil
+import sys
+
+import pytest
+from made_results import content, entry, method
+from PIL import Image
+
+from c2v_engine.bench.report.page import NO_PICTURES, write_report
+from c2v_engine.bench.report.plots import (
+    PICTURES,
+    draw_methods,
+    draw_peers,
+    draw_roofline,
+    draw_stages,
+    draw_throughput,
+    picture_source,
+    results_digest,
+)
+from c2v_engine.bench.report.read import Results
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+STAGES = {
+    "texts": 10,
+    "decoder_tokens": 1280,
+    "wall_s": 2.0,
+    "device_s": None,
+    "stages": [
+        {"name": "decoder.down", "count": 1, "host_s": 1.5, "device_s": None, "operations": 1e11},
+        {"name": "tokenise", "count": 1, "host_s": 0.5, "device_s": None, "operations": None},
+    ],
+}
+MODELS = {"m": {"parameters": {"decoder": 1000, "encoder": 0}, "weight_bytes": 2e9}}
+
+
+def bench(**fields):
+    at = {"case": "m/128/bfloat16"}
+    more = {"case": "m/passages/bfloat16"}
+    return Results(
+        content(
+            entry(**at, stages=STAGES),
+            entry("padded bfloat16", (6.0, 4.0, 8.0), **at),
+            entry(**more),
+            entry("llama.cpp bfloat16", (4.0, 3.0, 8.0), **more),
+            {**at, "model": "m", "provider": "<b>vllm", "status": "unusable", "reason": "a < b"},
+            models=MODELS,
+            **fields,
+        )
+    )
+
+
+def methods():
+    found = [
+        method(name, length, rows * length, rows * length / 10)
+        for length in (16, 64)
+        for name, rows in (("causal2vec", 1), ("last-token", 1), ("echo", 2))
+    ]
+    return Results(content(*found, kind="methods"))
+
+
+def labels(figure):
+    """All words of a figure."""
+    words = [text.get_text() for text in figure.texts]
+    for axes in figure.axes:
+        words += [axes.get_title(), axes.get_xlabel(), axes.get_ylabel()]
+        words += [text.get_text() for text in axes.texts]
+        words += [tick.get_text() for tick in (*axes.get_xticklabels(), *axes.get_yticklabels())]
+        legend = axes.get_legend()
+        words += [] if legend is None else [text.get_text() for text in legend.get_texts()]
+    return words
+
+
+def test_the_stages_are_bars_in_milliseconds():
+    figure = draw_stages(bench())
+    (axes,) = figure.axes
+    assert [bar.get_width() for bar in axes.patches] == [500.0, 1500.0]
+    assert "decoder.down" in labels(figure)
+
+
+def test_the_roofline_has_every_provider_under_the_ceiling():
+    figure = draw_roofline(bench())
+    (axes,) = figure.axes
+    roof = axes.lines[0].get_ydata()
+    assert max(roof) == 1000.0  # GFLOP/s, the better of the two
+    points = [point for dots in axes.collections for point in dots.get_offsets()]
+    # 1e12 operations of a call that reads 2e9 bytes.
+    assert [(float(x), float(y)) for x, y in points] == [
+        (500.0, 500.0),
+        (500.0, 500.0),
+        (500.0, pytest.approx(1000 / 6)),
+        (500.0, 250.0),
+    ]
+    assert {"engine bfloat16", "padded bfloat16", "llama.cpp bfloat16"} <= set(labels(figure))
+
+
+def test_throughput_is_joined_by_lines_only_over_lengths():
+    figure = draw_throughput(bench())
+    (axes,) = figure.axes
+    assert axes.get_title() == "m, bfloat16"
+    ours, joined, *_ = axes.lines
+    assert list(ours.get_ydata()) == [640.0, 640.0]
+    assert list(joined.get_ydata()) == [640.0]
+    assert {"128", "passages"} <= set(labels(figure))
+
+
+def test_peers_are_bars_of_how_many_times_as_fast_the_engine_is():
+    figure = draw_peers(bench())
+    (axes,) = figure.axes
+    assert [bar.get_width() for bar in axes.patches] == [3.0, 2.0]
+    assert any("3.0  padded" in word for word in labels(figure))
+    assert any("2.0  llama.cpp" in word for word in labels(figure))
+
+
+def test_methods_are_lines_of_rows_and_of_time():
+    figure = draw_methods(methods())
+    rows, time = figure.axes
+    assert [list(line.get_ydata()) for line in rows.lines] == [[16, 64], [16, 64], [32, 128]]
+    assert list(time.lines[2].get_ydata()) == pytest.approx([3.2, 12.8])
+    assert {"causal2vec", "last-token", "echo"} <= set(labels(figure))
+
+
+def test_every_picture_says_where_it_was_measured_and_what_it_was_made_of(tmp_path):
+    results = bench()
+    page, *pictures = write_report(results, tmp_path)
+    assert page.name == "report.html"
+    assert [path.stem for path in pictures] == ["stages", "roofline", "throughput", "peers"]
+    for path in pictures:
+        assert picture_source(path) == results_digest(results.content)
+        with Image.open(path) as picture:
+            assert min(picture.size) > 300
+            assert len(set(picture.convert("L").tobytes())) > 20
+    for draw in PICTURES.values():
+        figure = draw(results)
+        if figure is not None:
+            assert any("Some CPU" in word for word in labels(figure))
+    changed = bench()
+    changed.content["results"][0]["texts"] = 11
+    assert results_digest(changed.content) != results_digest(results.content)
+
+
+def test_a_file_of_methods_ends_with_their_picture(tmp_path):
+    assert [path.name for path in write_report(methods(), tmp_path)] == [
+        "report.html",
+        "methods.png",
+    ]
+
+
+def test_nothing_that_was_timed_makes_a_page_without_pictures(tmp_path):
+    failed = {
+        "case": "m/128",
+        "model": "m",
+        "provider": "engine",
+        "status": "failed",
+        "reason": "w",
+    }
+    (page,) = write_report(Results(content(failed)), tmp_path)
+    assert "failed: w" in page.read_text()
+
+
+def test_the_page_needs_nothing_else_and_escapes_what_it_shows(tmp_path):
+    page, *_ = write_report(bench(cut={"after_s": 1.0, "not_measured": ["m/512"]}), tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", text)
+    assert "http" not in re.sub(r"data:image/png;base64,[^\"]*", "", text)
+    assert "<b>vllm" not in text
+    assert "a &lt; b" in text
+    assert "There was no time for: m/512" in text
+    assert text.count("data:image/png;base64,") == 4
+    assert "2.00 times as fast (2.00 to 3.00)" in text
+
+
+def test_without_matplotlib_the_page_says_how_to_get_pictures(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("matplotlib")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    (page,) = write_report(bench(), tmp_path)
+    assert NO_PICTURES.replace("'", "&#x27;") in page.read_text()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_fits_a_phone_and_a_desk(width, tmp_path):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    page, *_ = write_report(bench(), tmp_path)
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        view = browser.new_page(viewport={"width": width, "height": 900})
+        said = []
+        view.on("console", lambda message: said.append(message.text))
+        view.goto(page.as_uri())
+        assert view.evaluate("document.documentElement.scrollWidth") <= width
+        assert view.locator("img").count() == 4
+        shown = view.evaluate("[...document.images].every(each => each.naturalWidth > 300)")
+        browser.close()
+    assert shown
+    assert said == []
