@@ -59,15 +59,17 @@ demo: $(STAMP)
 	@echo "== c2v search demo/docstrings.parquet QUESTION... --texts demo/docstrings.jsonl -k 3"
 	@$(BIN)/c2v search demo/docstrings.parquet $(QUESTIONS) --texts demo/docstrings.jsonl -k 3
 
-# The tests of kernels are most of all, and interpreting keeps one core busy: they run beside the rest,
-# and are shown after it.
+# Interpreted kernels keep one core busy, and so do measurements of tiny models: these tests run
+# beside the rest, and are shown after it.
+BESIDE := tests/kernels tests/benchmarks tests/bench
+
 test: $(STAMP)
-	@echo "== pytest (tests/kernels in a process of its own, shown at the end)"
+	@echo "== pytest ($(BESIDE) in a process of their own, shown at the end)"
 	@shown=$$(mktemp); \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider tests/kernels > $$shown 2>&1 & \
-	kernels=$$!; trap 'kill $$kernels 2> /dev/null; rm -f $$shown' EXIT; \
-	$(BIN)/python -m pytest -q --ignore=tests/kernels; rest=$$?; \
-	wait $$kernels; code=$$?; cat $$shown; exit $$((rest | code))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider $(BESIDE) > $$shown 2>&1 & \
+	beside=$$!; trap 'kill $$beside 2> /dev/null; rm -f $$shown' EXIT; \
+	$(BIN)/python -m pytest -q $(addprefix --ignore=,$(BESIDE)); rest=$$?; \
+	wait $$beside; code=$$?; cat $$shown; exit $$((rest | code))
 
 lint: $(STAMP)
 	@echo "== ruff"
