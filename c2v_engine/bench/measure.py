@@ -211,6 +211,10 @@ def judge(
     entry: dict[str, Any], vectors: torch.Tensor, expected: torch.Tensor, bound: Agreement
 ) -> None:
     """Notes how near a provider's vectors are, and that it is wrong where they are not."""
+    if vectors.shape != expected.shape:
+        widths = f"{vectors.shape[-1]} wide, the first one's {expected.shape[-1]}"
+        entry.update(status="wrong", reason=f"its vectors are {widths}")
+        return
     cosines = compare(vectors, expected)
     mean, least = float(cosines.mean()), float(cosines.min())
     entry.update(cosine_mean=mean, cosine_min=least, checked_texts=len(cosines))
