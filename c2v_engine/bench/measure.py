@@ -137,7 +137,8 @@ def measure_case(
             if "status" in entries[spec]:
                 del calls[spec]
     for spec in calls:
-        entries[spec].update(status="ok", **figures(entries[spec]))
+        note = session.provider(spec).note
+        entries[spec].update(status="ok", note=note, **figures(entries[spec]))
     if case.stages and case.specs[0] in calls:
         announce("profile")
         note_stages(entries[case.specs[0]], case, session, workload)
@@ -175,7 +176,6 @@ def agreeing_calls(
         judge(entry, vectors, expected, BOUNDS[spec.dtype])
         if "status" not in entry:
             noted(entry, partial(prepare, provider, spec, workload, calls))
-            entry["note"] = provider.note
     return calls
 
 

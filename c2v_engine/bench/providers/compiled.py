@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -50,7 +48,7 @@ class Compiled(Padded):
     """As ``Padded``, the modules compiled with dynamic shapes.
 
     All texts go longest first in batches of one size, so that a shape is met whose batch is another
-    only at the end. What is compiled for it is compiled before the clock.
+    only at the end. The check and the round that is not timed compile what every shape needs.
 
     Args:
         model: the modules, which stay as they are for whoever shares them.
@@ -65,15 +63,6 @@ class Compiled(Padded):
         self._compiling_s = 0.0
         self._graphs = 0
 
-    def prepare(self, workload: Workload) -> Callable[[], Any]:
-        """See the base class; compiles for every shape of the workload."""
-        self.embed(workload)
-        self.note = (
-            f"graphs: {self._graphs}, compiled in {self._compiling_s:.0f} s, "
-            f"batches of {PADDED_BATCH}"
-        )
-        return partial(self.embed, workload)
-
     def embed(self, workload: Workload) -> torch.Tensor:
         """See the base class; notes what is compiled."""
         from torch._dynamo import config as dynamo_config
@@ -86,4 +75,8 @@ class Compiled(Padded):
         made = counters["stats"]["unique_graphs"] - before
         self._graphs += made
         self._compiling_s += time.perf_counter() - start if made else 0.0
+        self.note = (
+            f"graphs: {self._graphs}, compiled in {self._compiling_s:.0f} s, "
+            f"batches of {PADDED_BATCH}"
+        )
         return vectors

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["SentenceTransformers", "open_sentence_transformers"]
 
 BATCH_SIZES = (8, 16, 32, 64)
-TRIED_TEXTS = 128
+TRIED_SHARE = 0.5
 TRIED_TOKENS = 8192
+"""Of the texts with which sizes are tried, so that trying takes no longer than two calls."""
 
 
 def open_sentence_transformers(session: Session, spec: Spec) -> Provider:
@@ -71,13 +72,9 @@ class SentenceTransformers(Provider):
         call = min(workload.texts_per_call or len(workload.texts), len(workload.texts))
         # A batch is no larger than a call: of the sizes that hold a whole one, the first will do.
         sizes = [size for size in BATCH_SIZES if size == BATCH_SIZES[0] or size // 2 < call]
-        tokens = max(1, workload.decoder_tokens // len(workload.texts))
-        part = workload.some(max(1, min(TRIED_TEXTS, TRIED_TOKENS // tokens)))
-        seconds = {}
-        if len(sizes) > 1:
-            self.embed(part)
-            for size in sizes:
-                seconds[size] = self._time(part, size)
+        share = min(TRIED_SHARE, TRIED_TOKENS / workload.decoder_tokens)
+        part = workload.some(max(1, round(share * len(workload.texts))))
+        seconds = {size: self._time(part, size) for size in sizes} if len(sizes) > 1 else {}
         self._batch_size = min(sizes, key=lambda size: seconds.get(size, 0.0))
         version = library("sentence_transformers").__version__
         self.note = (

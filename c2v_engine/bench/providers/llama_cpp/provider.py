@@ -24,15 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["LlamaCpp", "open_llama_cpp"]
 
-CANDIDATES = (
-    Settings(),
-    Settings(sequences=16, unified=False),
-    Settings(batch_rows=1024),
-    Settings(batch_rows=2048),
-    Settings(flash_attention=False),
-)
-TRIED_TEXTS = 64
-TRIED_TOKENS = 4096
+CANDIDATES = (Settings(), Settings(sequences=16, unified=False), Settings(batch_rows=1024))
+"""Larger batches and attention that is not fused were slower wherever they have been tried."""
+TRIED_SHARE = 0.25
+TRIED_TOKENS = 1024
+"""Of the texts with which settings are tried, so that trying takes no longer than two calls."""
 TRIES = 2
 """Of each, the shorter counts."""
 
@@ -85,8 +81,8 @@ class LlamaCpp(Provider):
 
     def prepare(self, workload: Workload) -> Callable[[], Any]:
         """See the base class; tries the settings on a part of the texts."""
-        tokens = max(1, workload.decoder_tokens // len(workload.texts))
-        part = workload.some(max(1, min(TRIED_TEXTS, TRIED_TOKENS // tokens)))
+        share = min(TRIED_SHARE, TRIED_TOKENS / workload.decoder_tokens)
+        part = workload.some(max(1, round(share * len(workload.texts))))
         seconds = {}
         for settings in CANDIDATES:
             self._use(settings)
