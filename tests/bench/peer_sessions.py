@@ -37,7 +37,7 @@ def open_written(directory, architecture="llama", method="last-token", **changed
     return Session(StoredCheckpoint(directory, torch.device("cpu")))
 
 
-def entries_of(session, *specs, tokens=1200, repetitions=1, **options):
+def entries_of(session, *specs, tokens=600, repetitions=1, **options):
     """Entries of a case by the provider's name; the float32 engine comes first."""
     case = Case("tiny", Lengths(), tokens, (Spec("engine", "float32"), *specs), **options)
     entries = measure_case(case, session, session.corpus, Budget(None), repetitions)
