@@ -1,6 +1,6 @@
 """infinity as a provider: in this process where it is installed, else by the address of a server.
 
-In process it has been run nowhere yet: it is written from infinity_emb 0.0.77's own sources. By an
+In process it has been run nowhere yet: it is written from infinity_emb's sources alone. By an
 address it is tested against our own server, whose API is OpenAI's too.
 """
 

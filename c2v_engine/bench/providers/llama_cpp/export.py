@@ -3,9 +3,9 @@
 llama.cpp rotates neighbouring elements of a head in Llama's family, transformers its two halves, so
 the rows of Q and K are reordered within every head. In Qwen2's it rotates halves too.
 
-The file has a vocabulary of one token. llama.cpp multiplies every row that it pools with the LM
-head, or with the token embeddings in its place, although nobody asks for logits: over a vocabulary
-of usual size that would be a third of a small model's work. So rows are given as embeddings.
+The file has a vocabulary of one token. llama.cpp multiplies every row with the LM head, or with the
+token embeddings in its place, although nobody asks for logits: for the shape llama-130m a quarter
+more operations. So rows are given as embeddings.
 """
 
 from __future__ import annotations
