@@ -13,6 +13,7 @@ from figures_registry.results import Content, commit, read, setting
 
 PEERS, METHODS = "peers-cpu/results.json", "methods-cpu/results.json"
 RIVALS = ("sentence-transformers", "padded", "compiled", "llama.cpp")
+RIVAL_NAMES = ("sentence-transformers", "transformers, padded", "the same, compiled", "llama.cpp")
 LLAMA_CPP_DTYPES = {"int8": "q8_0"}
 DEAREST, PLAINEST, OURS = "in-context", "last-token", "causal2vec"
 
@@ -80,8 +81,16 @@ def case_dtype(dtype: str) -> str:
 def peers_cpu() -> str:
     """Every model, workload and dtype: the engine, and how many times as fast as each peer."""
     head = ("model", "texts", "dtype", "tokens/s", "of GEMM")
-    rivals = ("sentence-transformers", "transformers, padded", "the same, compiled", "llama.cpp")
-    return markdown_table((*head, *(f"times {name}" for name in rivals)), peer_rows(read(PEERS)))
+    rivals = (f"times {name}" for name in RIVAL_NAMES)
+    return markdown_table((*head, *rivals), peer_rows(read(PEERS)))
+
+
+@table
+def peers_cpu_passages() -> str:
+    """The same of texts of log-normal length, for README."""
+    head = ("model", "dtype", "tokens/s", "of GEMM")
+    rows = [(row[0], *row[2:]) for row in peer_rows(read(PEERS)) if row[1] == "passages"]
+    return markdown_table((*head, *(f"times {name}" for name in RIVAL_NAMES)), rows)
 
 
 @figure
