@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 
 from c2v_engine.bench.corpus import Corpus
-from c2v_engine.bench.models.source import ModelSource, StoredCheckpoint
+from c2v_engine.bench.models.source import ModelSource, StoredCheckpoint, quiet_transformers
 from c2v_engine.bench.providers.base import Provider, Spec, UnusableError
 from c2v_engine.bench.providers.registry import OPENERS
 from c2v_engine.bench.providers.stock import StockModel
@@ -58,7 +58,8 @@ class Session:
         """
         if spec not in self._providers:
             try:
-                self._providers[spec] = OPENERS[spec.kind](self, spec)
+                with quiet_transformers():
+                    self._providers[spec] = OPENERS[spec.kind](self, spec)
             except BackendError as error:
                 raise UnusableError(str(error)) from None
         return self._providers[spec]

@@ -143,7 +143,7 @@ def method_line(row: Entry) -> str:
 
 def entry_line(entry: Entry) -> str:
     """One entry as it comes."""
-    head = f"{entry['case']:<34}{entry.get('provider', ''):<34}"
+    head = f"{entry['case']:<42} {entry.get('provider', ''):<32} "
     if entry["status"] != "ok":
         return f"{head}{entry['status']}: {entry.get('reason', '')}"
     return (
