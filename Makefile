@@ -29,9 +29,6 @@ QUESTIONS := "parse a date from a string" "compress bytes" "run a command and re
 	"sort a list in place" "how do I send an email" "make a temporary file that deletes itself"
 
 SIZES := --shape llama-130m --shape qwen2.5-0.5b
-PEERS := $(SIZES) --method causal2vec --method last-token --workload 128 --workload passages \
-	--provider padded --provider compiled --provider sentence-transformers --provider llama.cpp \
-	--provider engine:int8 --provider llama.cpp:q8_0
 
 OUT ?= benchmarks/results/gpu
 
@@ -82,8 +79,8 @@ bench: $(STAMP)
 	@$(BIN)/c2v bench
 
 peers: $(STAMP)
-	@$(BIN)/c2v bench $(PEERS) --seconds 1500 -o benchmarks/results/peers-cpu
-	@$(BIN)/c2v bench methods $(SIZES) -o benchmarks/results/methods-cpu
+	@$(BIN)/python benchmarks/bench_peers.py
+	@$(BIN)/c2v bench methods $(SIZES) --tokens 512 -o benchmarks/results/methods-cpu
 
 figures: $(STAMP)
 	@$(BIN)/python tools/figures.py $(if $(CHECK),--check)
