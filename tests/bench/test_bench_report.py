@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 from made_results import content, entry, method
@@ -10,6 +11,9 @@ from c2v_engine.bench.report.compare import compare
 from c2v_engine.bench.report.read import Ratio, Results, read_results
 from c2v_engine.bench.report.tables import entry_line, method_rows, summary_lines
 from c2v_engine.errors import InputError
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+ENGINES = sorted(str(path.relative_to(RESULTS)) for path in RESULTS.glob("h100-*/engine.json"))
 
 
 def test_a_fraction_is_of_the_better_product_of_the_provider_s_dtype():
@@ -149,8 +153,8 @@ def test_another_machine_and_what_only_one_file_has_are_said():
         ("{", "is not JSON"),
         ("[]", "expected a JSON object"),
         ('{"results": []}', "it has no 'ceilings'"),
-        ('{"results": 3, "ceilings": {}}', "'results' is not a list"),
-        ('{"results": [], "ceilings": {}}', "no copy_gb_per_s"),
+        ('{"results": 3, "ceilings": {}}', "results is 3, expected a list of objects"),
+        ('{"results": [], "ceilings": {}}', "ceilings has no 'copy_gb_per_s'"),
     ],
 )
 def test_a_file_that_is_no_result_is_refused_with_what_is_wrong(text, said, tmp_path):
@@ -167,7 +171,9 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 @pytest.mark.parametrize("seconds", [[], [0.0], [float("nan")], ["1"], None])
 def test_times_that_are_none_are_refused(seconds):
-    with pytest.raises(InputError, match="seconds that are no times"):
+    with pytest.raises(
+        InputError, match=r"results\[0\]\.seconds is .*, expected a list of seconds above 0"
+    ):
         Results(content({**entry(), "seconds": seconds}))
 
 
@@ -176,3 +182,40 @@ def test_an_entry_without_a_field_is_named_by_its_number():
     del broken["tflops"]
     with pytest.raises(InputError, match=r"results\[1\] has no 'tflops'"):
         Results(content(entry(), broken))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (
+            ("results", 0, "tflops"),
+            "fast",
+            r"results\[0\]\.tflops is 'fast', expected a number above",
+        ),
+        (("results", 0, "stages"), {}, r"results\[0\]\.stages has no 'texts'"),
+        (("ceilings", "gemm_tflops"), {"bfloat16": 0}, r"gemm_tflops is .*, or one for each dtype"),
+        (("ceilings_at_end",), [], "ceilings_at_end is .*, expected an object, or null"),
+        (("cut",), {}, "cut has no 'not_measured'"),
+        (("models",), {"m": 3}, "models.m is 3, expected an object"),
+        (("kind",), "serving", "kind is 'serving', expected 'bench' or 'methods'"),
+        (("kind",), "methods", r"results\[0\] has no 'method'"),
+    ],
+)
+def test_a_field_that_is_not_what_it_must_be_is_named(place, value, said):
+    found = content(entry())
+    *folders, last = place
+    holder = found
+    for key in folders:
+        holder = holder[key]
+    holder[last] = value
+    with pytest.raises(InputError, match=said) as raised:
+        Results(found, "old.json")
+    assert str(raised.value).startswith("old.json: ")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["cpu-engine.json", *ENGINES])
+def test_every_stored_result_is_read(name):
+    results = read_results(RESULTS / name)
+    assert results.timed
+    assert len(summary_lines(results)) > len(results.timed)

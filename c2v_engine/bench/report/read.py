@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from c2v_engine.bench.report.fields import check_content
 from c2v_engine.errors import InputError
 
 __all__ = ["Entry", "Ratio", "Results", "read_results"]
 
 Entry = dict[str, Any]
-NEEDED = {"results", "ceilings"}
-OF_AN_ENTRY = {"case", "status"}
-OF_A_TIMED_ENTRY = {
-    "provider",
-    "texts",
-    "decoder_tokens",
-    "encoder_tokens",
-    "operations",
-    "seconds",
-    "median_s",
-    "texts_per_s",
-    "tokens_per_s",
-    "tflops",
-}
 
 
 @dataclass(frozen=True)
@@ -66,7 +51,7 @@ class Results:
     """
 
     def __init__(self, content: dict[str, Any], where: str = "the result") -> None:
-        check(content, where)
+        check_content(content, where)
         self.content = content
 
     @property
@@ -176,38 +161,3 @@ def read_results(path: Path) -> Results:
     except ValueError as error:
         raise InputError(f"{path}: is not JSON: {error}") from None
     return Results(content, str(path))
-
-
-def check(content: Any, where: str) -> None:
-    """Whether a file's content is a result.
-
-    Raises:
-        InputError: with the first thing that is not as it must be.
-    """
-    if not isinstance(content, dict):
-        raise InputError(f"{where}: is not a result file: expected a JSON object")
-    missing = sorted(NEEDED - content.keys())
-    if missing:
-        raise InputError(f"{where}: is not a result of c2v bench: it has no {missing[0]!r}")
-    entries, ceilings = content["results"], content["ceilings"]
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise InputError(f"{where}: 'results' is not a list of objects")
-    if not isinstance(ceilings, dict) or not {"copy_gb_per_s", "gemm_tflops"} <= ceilings.keys():
-        raise InputError(f"{where}: 'ceilings' has no copy_gb_per_s or no gemm_tflops")
-    for number, entry in enumerate(entries):
-        timed = entry.get("status") == "ok"
-        gone = sorted((OF_AN_ENTRY | (OF_A_TIMED_ENTRY if timed else set())) - entry.keys())
-        if gone:
-            raise InputError(f"{where}: results[{number}] has no {gone[0]!r}")
-        if timed and not positive(entry["seconds"]):
-            raise InputError(f"{where}: results[{number}] has seconds that are no times")
-
-
-def positive(values: Any) -> bool:
-    """Whether these are some finite numbers above 0."""
-    if not isinstance(values, Iterable) or isinstance(values, (str, bytes)):
-        return False
-    found = list(values)
-    return bool(found) and all(
-        isinstance(v, (int, float)) and math.isfinite(v) and v > 0 for v in found
-    )
