@@ -1,11 +1,13 @@
 """Pictures and the page of a result."""
 
+import copy
 import re
 import shutil
 import sys
 
 import pytest
 from made_results import content, entry, method
+from matplotlib.colors import to_rgba
 from PIL import Image
 
 from c2v_engine.bench.report.page import NO_PICTURES, write_report
@@ -20,6 +22,7 @@ from c2v_engine.bench.report.plots import (
     results_digest,
 )
 from c2v_engine.bench.report.read import Results
+from c2v_engine.bench.report.style import COLOURS, looks
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 STAGES = {
@@ -40,7 +43,7 @@ def bench(**fields):
     more = {"case": "m/passages/bfloat16"}
     return Results(
         content(
-            entry(**at, stages=STAGES),
+            entry(**at, stages=copy.deepcopy(STAGES)),
             entry("padded bfloat16", (6.0, 4.0, 8.0), **at),
             entry(**more),
             entry("llama.cpp bfloat16", (4.0, 3.0, 8.0), **more),
@@ -77,6 +80,53 @@ def test_the_stages_are_bars_in_milliseconds():
     (axes,) = figure.axes
     assert [bar.get_width() for bar in axes.patches] == [500.0, 1500.0]
     assert "decoder.down" in labels(figure)
+
+
+def test_stages_that_are_no_bars_are_left_out_and_counted():
+    results = bench()
+    stages = results.timed[0]["stages"]["stages"]
+    stages.append({**stages[0], "name": "pool", "host_s": 1e-4})
+    figure = draw_stages(results)
+    assert "pool" not in labels(figure)
+    assert any("1 stages under 0.1% left out" in word for word in labels(figure))
+
+
+def test_waiting_for_a_device_is_no_stage():
+    results = bench()
+    profile = results.timed[0]["stages"]
+    profile["device_s"] = 2.0
+    for stage, device in zip(profile["stages"], (1.9, 0.0), strict=True):
+        stage["device_s"] = device
+    profile["stages"].append({**profile["stages"][1], "name": "(no stage)", "host_s": 1.8})
+    figure = draw_stages(results)
+    (axes,) = figure.axes
+    assert [bar.get_width() for bar in axes.patches] == [0.0, 1900.0, 500.0, 1500.0]
+    assert {"device", "host", "tokenise"} <= set(labels(figure))
+    assert "(no stage)" not in labels(figure)
+
+
+def test_the_roofline_of_a_gpu_is_in_tflops_without_exponents():
+    results = bench(ceilings={"copy_gb_per_s": 2000.0, "gemm_tflops": 800.0, "dtype": "bfloat16"})
+    figure = draw_roofline(results)
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_ylabel() == "useful TFLOP/s"
+    assert max(figure.axes[0].lines[0].get_ydata()) == 800.0
+    assert not any("e+" in word for word in labels(figure))
+
+
+def test_a_provider_looks_the_same_in_every_picture_and_no_two_alike():
+    kinds = ["padded", "engine", *(f"peer{number}" for number in range(12))]
+    entries = [entry(f"{kind} bfloat16", case="m/128/bfloat16") for kind in kinds]
+    other = entry("llama.cpp q8_0", case="m/128/bfloat16")
+    late = entry("peer3 bfloat16", case="n/128/bfloat16", model="n")
+    results = Results(content(*entries, other, late, models=MODELS))
+    found = looks(results)
+    assert found["engine"] == (COLOURS[0], "o")
+    assert len(set(found.values())) == len(kinds) + 1
+    alone = draw_throughput(results).axes[1].lines[0]
+    assert (alone.get_color(), alone.get_marker()) == found["peer3"]
+    (peers,) = draw_peers(results).axes
+    assert peers.patches[0].get_facecolor() == to_rgba(found["padded"].colour)
 
 
 def test_the_roofline_has_every_provider_under_the_ceiling():

@@ -4,28 +4,50 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from c2v_engine.bench.report.read import Entry, Ratio, Results, dtype_of, kind_of
-from c2v_engine.bench.report.tables import method_rows
+from c2v_engine.bench.report.read import (
+    OURS,
+    Entry,
+    Ratio,
+    Results,
+    case_dtype,
+    case_is_named,
+    dtype_of,
+    kind_of,
+    label_of,
+    model_of,
+    workload_of,
+)
+from c2v_engine.bench.report.style import (
+    COLOURS,
+    DPI,
+    Look,
+    beside,
+    in_full,
+    looks,
+    looks_of,
+    new_figure,
+    tidy,
+)
+from c2v_engine.bench.report.tables import OUR_METHOD, method_rows
+from c2v_engine.bench.stages import OTHER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 __all__ = ["PICTURES", "picture_source", "results_digest", "write_pictures"]
 
-# Okabe and Ito's palette: told apart by colour-blind readers too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-MARKERS = "osD^vPX*"
-OURS = "engine"
 SOURCE = "Results"
-WIDTH, DPI = 8.0, 150
-MOST_STAGES = 16
-DTYPES = ("bfloat16", "float16", "float32")
+LEAST_PART = 0.001  # of the time of a pass: a stage under it is no bar
+LEAST_TFLOPS = 10  # of a ceiling that is drawn in TFLOP/s, not in GFLOP/s
+BAR = 0.22  # inches
+LEAST_EXTENT = 4.0  # bars, of a panel
+GAP = 0.7  # bars, between the groups of them
+LINES = ("-", "--", ":", "-.")
 
 
 def results_digest(content: dict[str, Any]) -> str:
@@ -71,28 +93,62 @@ def draw_stages(results: Results) -> Figure | None:
     profiled = [entry for entry in results.timed if entry.get("stages")]
     if not profiled:
         return None
-    figure = new_figure(results, 0.6 + 0.26 * MOST_STAGES * len(profiled) + 0.5)
-    for number, entry in enumerate(profiled):
-        axes = figure.add_subplot(len(profiled), 1, number + 1)
+    shown = [shown_stages(entry["stages"]) for entry in profiled]
+    rows = [max(len(stages), 4) for stages in shown]
+    figure = new_figure(results, sum(0.9 + BAR * count for count in rows))
+    panels = figure.subplots(
+        len(profiled), 1, squeeze=False, height_ratios=[2 + count for count in rows]
+    )[:, 0]
+    for axes, entry, stages in zip(panels, profiled, shown, strict=True):
         profile = entry["stages"]
         key = "host_s" if profile["device_s"] is None else "device_s"
-        stages = sorted(profile["stages"], key=lambda stage: -(stage[key] or 0))[:MOST_STAGES]
-        names = [stage["name"] for stage in stages][::-1]
-        values = [1e3 * (stage[key] or 0) for stage in stages][::-1]
+        names = [stage["name"] for stage in stages]
         where = "host" if key == "host_s" else "device"
-        bars = axes.barh(names, values, color=COLOURS[0], label=where)
-        axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
-        if key == "device_s":
-            host = [1e3 * stage["host_s"] for stage in stages][::-1]
-            axes.barh(names, host, height=0.3, color=COLOURS[1], label="host, launching")
-            axes.legend(fontsize=7, frameon=False)
-        axes.set_title(
-            f"{entry['case']}, {entry['provider']}: {profile['texts']} texts", fontsize=9
+        bars = axes.barh(
+            names, [1e3 * stage[key] for stage in stages], color=COLOURS[0], label=where
         )
-        axes.set_xlabel(f"ms on the {where} (tokenise runs in threads beside the rest)", fontsize=8)
+        axes.bar_label(bars, fmt=millis, padding=2, fontsize=7)
+        if key == "device_s":
+            host = [1e3 * stage["host_s"] for stage in stages]
+            axes.barh(names, host, height=0.3, color=COLOURS[4], label="host")
+            axes.legend(fontsize=7, frameon=False, loc="lower right")
+        left = len(profile["stages"]) - len(stages)
+        axes.set_ylim(-0.7, len(stages) - 0.3)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_title(
+            f"{entry['case']}, {entry['provider']}: {profile['texts']} texts"
+            + (f" ({left} stages under {LEAST_PART:.1%} left out)" if left else "")
+        )
+        axes.set_xlabel(
+            f"ms{' on the host' if where == 'host' else ''} (tokenise: in threads beside the rest)"
+        )
         axes.margins(x=0.1)
         tidy(axes)
+        axes.grid(visible=False, axis="y")
     return figure
+
+
+def millis(value: float) -> str:
+    """A bar's label, where there is a bar."""
+    return f"{value:,.1f}" if value >= 0.05 else ""
+
+
+def shown_stages(profile: Mapping[str, Any]) -> list[Entry]:
+    """The stages that a picture shows, shortest first.
+
+    What the host does in no stage while a device works is waiting, and not shown.
+    """
+    wall = profile["wall_s"]
+    if profile["device_s"] is None:
+        found = [stage for stage in profile["stages"] if stage["host_s"] >= LEAST_PART * wall]
+        return sorted(found, key=lambda stage: float(stage["host_s"]))
+    found = [
+        stage
+        for stage in profile["stages"]
+        if stage["device_s"] >= LEAST_PART * wall
+        or (stage["name"] != OTHER and stage["host_s"] >= LEAST_PART * wall)
+    ]
+    return sorted(found, key=lambda stage: float(stage["device_s"]))
 
 
 def draw_roofline(results: Results) -> Figure | None:
@@ -109,43 +165,37 @@ def draw_roofline(results: Results) -> Figure | None:
         return None
     figure = new_figure(results, 5.2)
     axes = figure.add_subplot()
-    spread = [x for x, _ in points]
-    reach = [min(spread) / 8, max(spread) * 4]
     dtypes = list(dict.fromkeys(dtype_of(entry) for _, entry in points))
-    for dtype, style in zip(dtypes, ("-", "--", ":", "-."), strict=False):
-        peak = results.gemm_tflops(dtype)
-        assert peak is not None
-        ridge = peak * 1e3 / results.copy_gb_per_s
-        reach = [min(reach[0], ridge / 4), max(reach[1], ridge * 4)]
-        roof = [min(peak * 1e3, results.copy_gb_per_s * x) for x in (reach[0], ridge, reach[1])]
-        axes.plot(
-            (reach[0], ridge, reach[1]),
-            roof,
-            style,
-            color="#444444",
-            linewidth=1,
-            label=f"ceiling, {dtype}",
-        )
-    kinds = list(dict.fromkeys(kind_of(entry) for _, entry in points))
-    for kind, colour, marker in styles(kinds):
-        for dtype, fill in zip(dtypes, (colour, "none", "none", "none"), strict=False):
+    peaks = {dtype: results.gemm_tflops(dtype) or 0.0 for dtype in dtypes}
+    unit, scale = ("TFLOP/s", 1.0) if max(peaks.values()) >= LEAST_TFLOPS else ("GFLOP/s", 1e3)
+    ridges = {dtype: 1e3 * peak / results.copy_gb_per_s for dtype, peak in peaks.items()}
+    reached = [*ridges.values(), *(x for x, _ in points)]
+    ends = min(reached) / 4, max(reached) * 4
+    for dtype, style in zip(dtypes, LINES, strict=False):
+        corners = (ends[0], ridges[dtype], ends[1])
+        roof = [scale * peaks[dtype] * min(1.0, x / ridges[dtype]) for x in corners]
+        axes.plot(corners, roof, style, color="#444444", linewidth=1, label=f"ceiling, {dtype}")
+    found = looks(results)
+    for kind in dict.fromkeys(kind_of(entry) for _, entry in points):
+        for dtype, fill in zip(dtypes, (found[kind].colour, *["none"] * 3), strict=False):
             own = [(x, e) for x, e in points if (kind_of(e), dtype_of(e)) == (kind, dtype)]
             if own:
                 axes.scatter(
                     [x for x, _ in own],
-                    [1e3 * e["tflops"] for _, e in own],
+                    [scale * e["tflops"] for _, e in own],
                     s=30,
-                    marker=marker,
+                    marker=found[kind].marker,
                     facecolors=fill,
-                    edgecolors=colour,
+                    edgecolors=found[kind].colour,
                     label=f"{kind} {dtype}",
+                    zorder=3 if kind == OURS else 2,
                 )
     axes.set(xscale="log", yscale="log")
     axes.set_xlabel("useful operations for each byte of weights, read once a call")
-    axes.set_ylabel("useful GFLOP/s")
+    axes.set_ylabel(f"useful {unit}")
     in_full(axes.xaxis, (1.0,))
     in_full(axes.yaxis)
-    axes.set_title("Useful operations against what the machine can do", fontsize=10)
+    axes.set_title("Useful operations against what the machine can do")
     beside(axes)
     tidy(axes)
     return figure
@@ -157,37 +207,39 @@ def draw_throughput(results: Results) -> Figure | None:
         return None
     groups: dict[tuple[str, str], list[Entry]] = {}
     for entry in results.timed:
-        dtype = case_dtype(entry) if case_is_named(entry) else ""
-        groups.setdefault((model_of(entry), dtype), []).append(entry)
+        groups.setdefault((model_of(entry), panel_dtype(entry)), []).append(entry)
+    found = looks(results)
     figure = new_figure(results, 0.5 + 2.9 * len(groups))
     for number, ((model, dtype), entries) in enumerate(groups.items()):
         axes = figure.add_subplot(len(groups), 1, number + 1)
         cases = list(dict.fromkeys(workload_of(entry) for entry in entries))
-        providers = list(dict.fromkeys(str(entry["provider"]) for entry in entries))
-        for provider, colour, marker in styles(providers):
-            own = {workload_of(e): e["tokens_per_s"] for e in entries if e["provider"] == provider}
-            places = [cases.index(case) for case in own]
+        labels = list(dict.fromkeys(map(label_of, entries)))
+        step = min(0.04, 0.5 / len(labels))  # beside each other, or equals would hide each other
+        for number, label in enumerate(labels):
+            own = {workload_of(e): e["tokens_per_s"] for e in entries if label_of(e) == label}
+            aside = step * (number - (len(labels) - 1) / 2)
+            colour, marker = found[label]
             axes.plot(
-                places,
+                [cases.index(case) + aside for case in own],
                 list(own.values()),
                 marker,
                 color=colour,
                 markersize=5,
-                label=provider,
+                label=label,
             )
             lengths = [case for case in own if case.isdecimal()]  # a line only where there is order
             axes.plot(
-                [cases.index(case) for case in lengths],
+                [cases.index(case) + aside for case in lengths],
                 [own[case] for case in lengths],
                 color=colour,
                 linewidth=1.2,
             )
-        axes.set_xticks(range(len(cases)), cases)
+        axes.set_xticks(range(len(cases)), [case.replace("/", "\n") for case in cases])
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.set_ylabel("tokens/s")
         axes.set_xlim(-0.4, len(cases) - 0.6)
-        axes.set_title(", ".join(filter(None, (model, dtype))), fontsize=10)
+        axes.set_title(", ".join(filter(None, (model, dtype))))
         beside(axes)
         tidy(axes)
     return figure
@@ -204,43 +256,74 @@ def draw_peers(results: Results) -> Figure | None:
     if not found:
         return None
     models = list(dict.fromkeys(model_of(entry) for entry, _ in found))
-    rivals = list(dict.fromkeys(kind_of(entry) for entry, _ in found))
-    bars = {m: len([e for e, _ in found if model_of(e) == m]) for m in models}
-    figure = new_figure(results, 0.9 + sum(0.9 + 0.24 * count for count in bars.values()))
+    dtypes = list(dict.fromkeys(panel_dtype(entry) for entry, _ in found))
+    groups = {
+        (model, dtype): [
+            (entry, ratio)
+            for entry, ratio in found
+            if (model_of(entry), panel_dtype(entry)) == (model, dtype)
+        ]
+        for model in models
+        for dtype in dtypes
+    }
+    extents = [
+        max(LEAST_EXTENT, *(extent(groups[model, dtype]) for dtype in dtypes)) for model in models
+    ]
+    figure = new_figure(results, sum(0.9 + BAR * each for each in extents), 5.0 + 3.0 * len(dtypes))
     panels = figure.subplots(
-        len(models), 1, squeeze=False, sharex=True, height_ratios=[2 + bars[m] for m in models]
-    )[:, 0]
-    for axes, model in zip(panels, models, strict=True):
-        own = [(entry, ratio) for entry, ratio in found if model_of(entry) == model]
-        place, ticks = 0.0, []
-        for case in dict.fromkeys(str(entry["case"]) for entry, _ in own):
-            first = place
-            for entry, ratio in own:
-                if entry["case"] != case:
-                    continue
-                colour = COLOURS[1:][rivals.index(kind_of(entry)) % (len(COLOURS) - 1)]
-                axes.barh(
-                    place,
-                    ratio.median,
-                    color=colour,
-                    xerr=[[ratio.median - ratio.least], [ratio.most - ratio.median]],
-                    error_kw={"elinewidth": 0.8, "ecolor": "#444444"},
-                )
-                label = f"{ratio.median:.1f}  {label_of(entry)}"
-                axes.text(ratio.most, place, f"  {label}", va="center", fontsize=7)
-                place += 1
-            ticks.append(((first + place - 1) / 2, "\n".join(case.split("/")[1:])))
-            place += 0.7
-        axes.axvline(1, color="#444444", linewidth=1)
-        axes.set_yticks([at for at, _ in ticks], [name for _, name in ticks], fontsize=8)
-        axes.invert_yaxis()
-        axes.set_title(model, fontsize=10)
-        axes.set_xlim(0, 1.35 * max(ratio.most for _, ratio in found))
-        tidy(axes)
-    panels[-1].set_xlabel(
-        "times as fast as the peer the engine is (thin lines: the range of the repetitions)"
+        len(models),
+        len(dtypes),
+        squeeze=False,
+        sharex=True,
+        height_ratios=[2 + each for each in extents],
     )
+    right = (1.4 if len(dtypes) == 1 else 1.6) * max(ratio.most for _, ratio in found)
+    for (model, dtype), axes in zip(groups, panels.flat, strict=True):
+        draw_ratios(axes, groups[model, dtype], looks(results))
+        axes.set_title(", ".join(filter(None, (model, dtype))))
+        axes.set_xlim(0, right)
+        tidy(axes)
+        axes.grid(visible=False, axis="y")
+    for axes in panels[-1]:
+        axes.set_xlabel("times as fast as the peer the engine is (lines: least to most)")
     return figure
+
+
+def draw_ratios(axes: Axes, found: Sequence[tuple[Entry, Ratio]], known: dict[str, Look]) -> None:
+    """A bar for each peer, in groups for each workload."""
+    place, ticks = 0.0, []
+    for workload in dict.fromkeys(workload_of(entry) for entry, _ in found):
+        first = place
+        for entry, ratio in found:
+            if workload_of(entry) != workload:
+                continue
+            axes.barh(
+                place,
+                ratio.median,
+                color=known[kind_of(entry)].colour,
+                xerr=[[ratio.median - ratio.least], [ratio.most - ratio.median]],
+                error_kw={"elinewidth": 0.8, "ecolor": "#444444"},
+            )
+            label = f"{ratio.median:.1f}  {label_of(entry)}"
+            axes.text(ratio.most, place, f"  {label}", va="center", fontsize=7)
+            place += 1
+        ticks.append(((first + place - 1) / 2, workload.replace("/", "\n")))
+        place += GAP
+    axes.axvline(1, color="#444444", linewidth=1)
+    axes.set_yticks([at for at, _ in ticks], [name for _, name in ticks])
+    place -= GAP
+    aside = max(LEAST_EXTENT - place, 0.0) / 2
+    axes.set_ylim(place - 0.3 + aside, -0.7 - aside)
+
+
+def extent(found: Sequence[tuple[Entry, Ratio]]) -> float:
+    """How many bars high a panel is, gaps between the groups with them."""
+    return len(found) + GAP * max(len({workload_of(entry) for entry, _ in found}) - 1, 0)
+
+
+def panel_dtype(entry: Entry) -> str:
+    """What a case is named for, if it is."""
+    return case_dtype(entry) if case_is_named(entry) else ""
 
 
 def draw_methods(results: Results) -> Figure | None:
@@ -256,10 +339,10 @@ def draw_methods(results: Results) -> Figure | None:
         rows = method_rows(results, model)
         methods = list(dict.fromkeys(row["method"] for row in rows))
         for axes, key, label in (
-            (rows_axes, "rows", "decoder rows of a text"),
-            (time_axes, "ms", "ms a text, encoder and all"),
+            (rows_axes, "computed", "decoder rows computed for a text"),
+            (time_axes, "ms", "ms for a text, encoder and all"),
         ):
-            for method, colour, marker in styles(methods):
+            for method, (colour, marker) in looks_of(methods).items():
                 own = [row for row in rows if row["method"] == method]
                 axes.plot(
                     [row["text_tokens"] for row in own],
@@ -269,6 +352,7 @@ def draw_methods(results: Results) -> Figure | None:
                     linewidth=1.2,
                     markersize=5,
                     label=method,
+                    zorder=3 if method == OUR_METHOD else 2,
                 )
             axes.set(xscale="log", yscale="log")
             lengths = list(dict.fromkeys(row["text_tokens"] for row in rows))
@@ -277,7 +361,7 @@ def draw_methods(results: Results) -> Figure | None:
             in_full(axes.yaxis)
             axes.set_xlabel("tokens of the text")
             axes.set_ylabel(label)
-            axes.set_title(model, fontsize=10)
+            axes.set_title(model)
             tidy(axes)
         beside(time_axes)
     return figure
@@ -293,48 +377,6 @@ PICTURES: dict[str, Callable[[Results], Figure | None]] = {
 """By the names of their files, in the order in which they are written."""
 
 
-def new_figure(results: Results, height: float, width: float = WIDTH) -> Figure:
-    """A white page with what was measured, where and when in small letters at its foot."""
-    from matplotlib.figure import Figure as MatplotlibFigure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    foot = 0.25 / (height + 0.3)
-    layout = ConstrainedLayoutEngine(rect=(0, foot, 1, 1 - foot))
-    figure = MatplotlibFigure(figsize=(width, height + 0.3), layout=layout)
-    figure.text(0.01, foot / 4, "  |  ".join(results.headline()), fontsize=6, color="#555555")
-    return figure
-
-
-def styles(names: Sequence[str]) -> list[tuple[str, str, str]]:
-    """A colour and a marker for each name."""
-    return [
-        (name, COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)])
-        for number, name in enumerate(names)
-    ]
-
-
-def tidy(axes: Axes) -> None:
-    """Small letters, faint grid, no box."""
-    axes.tick_params(labelsize=8)
-    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def in_full(axis: Axis, steps: Sequence[float] = (1.0, 2.0, 5.0)) -> None:
-    """A logarithmic axis with some steps of every decade, written out."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(subs=steps))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def beside(axes: Axes) -> None:
-    """The legend, right of the axes."""
-    axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
-
-
 def arithmetic_intensity(results: Results, entry: Entry) -> float | None:
     """Useful operations for each byte of weights, where every call reads these once.
 
@@ -346,30 +388,3 @@ def arithmetic_intensity(results: Results, entry: Entry) -> float | None:
     if not stored:
         return None
     return float(entry["operations"]) / (stored * float(entry.get("calls") or 1))
-
-
-def label_of(entry: Entry) -> str:
-    """Of a provider, with its dtype where that is not the case's."""
-    name = str(entry["provider"])
-    return name.replace(f" {case_dtype(entry)}", "") if case_is_named(entry) else name
-
-
-def model_of(entry: Entry) -> str:
-    """Of its case."""
-    return str(entry.get("model") or str(entry["case"]).split("/")[0])
-
-
-def workload_of(entry: Entry) -> str:
-    """Of its case: what stands between the model and the dtype."""
-    parts = str(entry["case"]).split("/")[1:]
-    return "/".join(part for part in parts if part != case_dtype(entry)) or str(entry["case"])
-
-
-def case_is_named(entry: Entry) -> bool:
-    """Whether a case is named for a dtype."""
-    return str(entry["case"]).split("/")[-1] in DTYPES
-
-
-def case_dtype(entry: Entry) -> str:
-    """The dtype that a case is named for, or the provider's."""
-    return str(entry["case"]).split("/")[-1] if case_is_named(entry) else dtype_of(entry)

@@ -15,6 +15,9 @@ from c2v_engine.errors import InputError
 __all__ = ["Entry", "Ratio", "Results", "read_results"]
 
 Entry = dict[str, Any]
+OURS = "engine"
+DTYPES = ("bfloat16", "float16", "float32")
+"""That cases are named for."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Results:
 
     def engine_of(self, entry: Entry) -> Entry | None:
         """The engine's entry of the same case and dtype, or its first of the case."""
-        ours = [e for e in self.timed if e["case"] == entry["case"] and kind_of(e) == "engine"]
+        ours = [e for e in self.timed if e["case"] == entry["case"] and kind_of(e) == OURS]
         same = [e for e in ours if dtype_of(e) == dtype_of(entry)]
         return next(iter((*same, *ours)), None)
 
@@ -144,6 +147,33 @@ def kind_of(entry: Entry) -> str:
 def dtype_of(entry: Entry) -> str:
     """Of its provider."""
     return str(entry.get("provider", "")).split(" ")[1] if " " in entry.get("provider", "") else ""
+
+
+def label_of(entry: Entry) -> str:
+    """Of a provider, with its dtype where that is not the case's."""
+    name = str(entry["provider"])
+    return name.replace(f" {case_dtype(entry)}", "") if case_is_named(entry) else name
+
+
+def model_of(entry: Entry) -> str:
+    """Of its case."""
+    return str(entry.get("model") or str(entry["case"]).split("/")[0])
+
+
+def workload_of(entry: Entry) -> str:
+    """Of its case: what stands between the model and the dtype."""
+    parts = str(entry["case"]).split("/")[1:]
+    return "/".join(part for part in parts if part != case_dtype(entry)) or str(entry["case"])
+
+
+def case_is_named(entry: Entry) -> bool:
+    """Whether a case is named for a dtype."""
+    return str(entry["case"]).split("/")[-1] in DTYPES
+
+
+def case_dtype(entry: Entry) -> str:
+    """The dtype that a case is named for, or the provider's."""
+    return str(entry["case"]).split("/")[-1] if case_is_named(entry) else dtype_of(entry)
 
 
 def read_results(path: Path) -> Results:

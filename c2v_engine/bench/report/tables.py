@@ -9,6 +9,7 @@ from c2v_engine.bench.stages import stage_table
 
 __all__ = ["entry_line", "method_rows", "summary_lines"]
 
+OUR_METHOD = "causal2vec"
 PLAINEST = "last-token"
 MEBI = 2**20
 
@@ -96,6 +97,7 @@ def method_rows(results: Results, model: str) -> list[Entry]:
             "method": entry["method"],
             "text_tokens": entry["text_tokens"],
             "rows": entry["decoder_tokens"] / entry["texts"],
+            "computed": entry.get("computed_tokens", entry["decoder_tokens"]) / entry["texts"],
             "ms": 1e3 * entry["median_s"] / entry["texts"],
         }
         for entry in timed
