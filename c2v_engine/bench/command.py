@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ def run_plan(
     tiny: bool = False,
     show: Callable[[dict[str, Any]], None] = lambda entry: None,
     say: Callable[[str], None] = lambda line: None,
+    arguments: Sequence[str] = (),
 ) -> Record:
     """Measure the ceilings, then every case, then the ceilings again.
 
@@ -63,6 +64,7 @@ def run_plan(
         tiny: measure no real ceilings, to try the harness.
         show: called with every entry.
         say: called with a line that tells what begins.
+        arguments: of the command that asked for it, for who wants to repeat it.
 
     Raises:
         ConfigError: a dtype, workload or provider that is not known.
@@ -76,6 +78,7 @@ def run_plan(
         "providers": list(plan.providers),
         "repetitions_asked": plan.repetitions,
         "seconds_asked": plan.seconds,
+        "arguments": list(arguments),
     }
     record = open_record(folder, KIND, settings)
     dtypes = [getattr(torch, name) for name in plan.dtypes]

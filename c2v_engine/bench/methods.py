@@ -125,6 +125,7 @@ def run_methods(
     *,
     tiny: bool = False,
     say: Callable[[str], None] = lambda line: None,
+    arguments: Sequence[str] = (),
 ) -> Record:
     """Measure every method at every length, methods in turns.
 
@@ -135,6 +136,7 @@ def run_methods(
         models: gets the checkpoints, which are of real size.
         tiny: measure no real ceilings, to try the harness.
         say: called with a line that tells what was found.
+        arguments: of the command that asked for it, for who wants to repeat it.
 
     Raises:
         ConfigError: a method, shape, dtype or length that can not be.
@@ -152,6 +154,7 @@ def run_methods(
         "lengths": list(plan.lengths),
         "repetitions_asked": plan.repetitions,
         "examples": {"count": EXAMPLES, "query": QUERY_TOKENS, "response": RESPONSE_TOKENS},
+        "arguments": list(arguments),
     }
     record = open_record(folder, KIND, settings)
     dtypes = [getattr(torch, plan.dtype)]

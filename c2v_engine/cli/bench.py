@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -116,12 +117,14 @@ def bench(
             folder,
             show=lambda entry: print(entry_line(entry), flush=True),
             say=lambda line: print(line, flush=True),
+            arguments=given_arguments(context),
         )
     finish(record, folder)
 
 
 @bench_app.command()
 def methods(
+    context: typer.Context,
     shape: ShapeOption = None,
     length: Annotated[
         list[int] | None, typer.Option(min=1, help="Tokens of a text; repeat it. Else 16 to 512.")
@@ -151,7 +154,12 @@ def methods(
     folder = output or new_folder()
     with tempfile.TemporaryDirectory() as temporary:
         record = run_methods(
-            plan, where, folder, Path(temporary), say=lambda line: print(line, flush=True)
+            plan,
+            where,
+            folder,
+            Path(temporary),
+            say=lambda line: print(line, flush=True),
+            arguments=given_arguments(context),
         )
     finish(record, folder)
 
@@ -185,6 +193,19 @@ def compare(
         print(json.dumps(moved.as_dict(), indent=2))
         return
     print("\n".join(moved.lines()))
+
+
+def given_arguments(context: typer.Context) -> list[str]:
+    """The options that were given, as words of a command that measures the same again."""
+    words = []
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name == "output" or source is None or source.name != "COMMANDLINE":
+            continue
+        value = context.params[parameter.name or ""]
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            words += [parameter.opts[0], re.sub(r"//[^/@]*@", "//", str(each))]  # no passwords
+    return words
 
 
 def default_dtypes(device: torch.device) -> tuple[str, ...]:

@@ -68,6 +68,11 @@ def test_it_measures_prints_and_ends_with_a_picture(models, capsys, tmp_path):
     assert content["version"]
     assert set(content["ceilings"]["gemm_tflops"]) == {"float32"}
     assert "ceilings_at_end" in content
+    assert " ".join(content["arguments"]) == (
+        f"--model {models / 'one'} --workload 32 --workload queries --dtype float32"
+        " --provider padded --provider device --repetitions 2 --tokens 64 --device cpu"
+    )
+    assert "c2v bench --model" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_the_texts_of_a_file_are_embedded_as_they_are(models, tmp_path):

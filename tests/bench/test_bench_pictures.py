@@ -221,6 +221,25 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_shows(tmp_path):
     assert "2.00 times as fast (2.00 to 3.00)" in text
 
 
+def test_the_page_has_peers_stages_and_how_to_repeat_it(tmp_path):
+    arguments = ["--model", "my model", "--dtype", "bfloat16"]
+    page, *_ = write_report(bench(arguments=arguments, dirty=True), tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert "c2v bench --model &#x27;my model&#x27; --dtype bfloat16" in text
+    assert "abcdef0 and changes to it" in text
+    assert "<td>padded</td><td>3.00 (2.00 to 4.00)</td><td></td>" in text
+    assert "<td>llama.cpp</td><td></td><td>2.00 (2.00 to 3.00)</td>" in text
+    assert "Where the time goes: m/128/bfloat16, engine bfloat16" in text
+    assert re.search(r"decoder.down +1 +1500.00 +75.0%", text)
+
+
+def test_the_page_of_methods_says_what_its_words_mean(tmp_path):
+    page, *_ = write_report(methods(), tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert "<td>echo</td><td>32.0</td><td>32.0</td><td>dearest</td><td>2.00 x</td>" in text
+    assert "the plainest is last-token" in text
+
+
 def test_without_matplotlib_the_page_says_how_to_get_pictures(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("matplotlib")]:
         monkeypatch.delitem(sys.modules, name)
@@ -230,19 +249,22 @@ def test_without_matplotlib_the_page_says_how_to_get_pictures(tmp_path, monkeypa
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_fits_a_phone_and_a_desk(width, tmp_path):
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_the_page_fits_a_phone_and_a_desk(width, scheme, tmp_path):
     sync_api = pytest.importorskip("playwright.sync_api")
     page, *_ = write_report(bench(), tmp_path)
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         view = browser.new_page(viewport={"width": width, "height": 900})
         said = []
+        view.emulate_media(color_scheme=scheme)
         view.on("console", lambda message: said.append(message.text))
         view.goto(page.as_uri())
         assert view.evaluate("document.documentElement.scrollWidth") <= width
         assert view.locator("img").count() == 4
         shown = view.evaluate("[...document.images].every(each => each.naturalWidth > 300)")
+        drawn = view.evaluate("Math.min(...[...document.images].map(each => each.width))")
         browser.close()
     assert shown
+    assert drawn > 600, "letters in a picture can not be read on a phone"
     assert said == []

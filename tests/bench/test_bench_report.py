@@ -9,7 +9,7 @@ from made_results import content, entry, method
 
 from c2v_engine.bench.report.compare import compare
 from c2v_engine.bench.report.read import Ratio, Results, read_results
-from c2v_engine.bench.report.tables import entry_line, method_rows, summary_lines
+from c2v_engine.bench.report.tables import entry_line, method_rows, peer_table, summary_lines
 from c2v_engine.errors import InputError
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -118,7 +118,7 @@ def test_a_slower_engine_on_the_same_machine_is_slower_and_comes_first():
     new["results"][0].update(seconds=[3.0] * 3, median_s=3.0, tflops=1 / 3)
     comparison = compare(Results(old), Results(new))
     assert [each.verdict for each in comparison.moved] == ["slower", "same"]
-    assert comparison.lines()[1].startswith("slower  m/128")
+    assert comparison.lines()[1].split()[:2] == ["slower", "m/128"]
     assert comparison.lines()[-1] == "1 slower, 0 faster, 1 same"
 
 
@@ -135,6 +135,82 @@ def test_more_work_in_the_same_time_is_faster():
     new["results"][0].update(operations=2e12, tflops=1.0)
     (moved,) = compare(Results(old), Results(new)).moved
     assert (moved.verdict, moved.new_s) == ("faster", 1.0)
+
+
+def test_speeds_alone_of_two_machines_are_not_judged():
+    old = content(entry("engine int8", (2.0,)))
+    new = content(entry("engine int8", (4.0,)))
+    assert [each.verdict for each in compare(Results(old), Results(new)).moved] == ["slower"]
+    new["cpu"] = "Another"
+    comparison = compare(Results(old), Results(new))
+    assert [each.verdict for each in comparison.moved] == ["unjudged"]
+    assert comparison.lines()[-1] == "0 slower, 0 faster, 0 same, 1 unjudged"
+
+
+def test_a_ceiling_that_fell_within_a_run_is_noise_and_is_said():
+    old = content(entry(seconds=(2.0,)))
+    old["ceilings"]["gemm_tflops"]["bfloat16"] = 1.0  # as at the end
+    new = copy.deepcopy(old)
+    new["results"][0].update(seconds=[2.4], median_s=2.4, tflops=1 / 2.4)
+    assert compare(Results(old), Results(new)).moved[0].verdict == "slower"
+    assert not any("not steady" in line for line in summary_lines(Results(new)))
+    new["ceilings_at_end"]["gemm_tflops"]["bfloat16"] = 0.5
+    assert compare(Results(old), Results(new)).moved[0].verdict == "same"
+    assert any(
+        "but at 500 GFLOP/s at the other end" in line for line in summary_lines(Results(new))
+    )
+
+
+def test_a_method_is_compared_in_the_same_dtype_alone():
+    old = content(method("echo", 16, 33, 3.0), kind="methods")
+    new = copy.deepcopy(old)
+    new["results"][0]["provider"] = "engine float32"
+    comparison = compare(Results(old), Results(new))
+    assert comparison.moved == ()
+    assert comparison.only_new == ("m/16 tokens/methods, echo float32",)
+
+
+def test_long_names_do_not_touch():
+    long = entry("sentence-transformers bfloat16", case="a-model last-token/passages/bfloat16")
+    results = Results(content({**entry(), "case": long["case"]}, long))
+    (line,) = [each for each in compare(results, results).lines() if "sentence" in each]
+    assert line.split()[1:5] == [
+        "a-model",
+        "last-token/passages/bfloat16",
+        "sentence-transformers",
+        "bfloat16",
+    ]
+
+
+def test_rows_of_a_shared_prompt_are_not_computed_and_less_than_the_dearest_is_said():
+    shared = {**method("in-context shared", 16, 340, 5.0), "computed_tokens": 170}
+    dear, plain = method("in-context", 16, 340, 20.0), method("last-token", 16, 17, 2.0)
+    results = Results(content(plain, dear, shared, kind="methods"))
+    row = method_rows(results, "m")[2]
+    assert (row["rows"], row["computed"]) == (340, 17)
+    assert row["computed_of_dearest"] == pytest.approx(17 / 340)
+    (line,) = [line for line in summary_lines(results) if line.startswith("  in-context shared")]
+    assert " ".join(line.split()[2:]) == "340.0 17.0 -95.0% 1.00 x 5.00 -75.0% 2.50 x"
+
+
+def test_peers_stand_by_workload():
+    at = {"case": "m/128/bfloat16"}
+    queries = {"case": "m/queries/bfloat16"}
+    results = Results(
+        content(
+            entry(**at),
+            entry("padded bfloat16", (6.0, 4.0, 8.0), **at),
+            entry("device bfloat16", **at),
+            entry(**queries),
+            entry("llama.cpp q8_0", (1.0, 1.0, 1.0), **queries),
+        )
+    )
+    workloads, rows = peer_table(results, "m", "bfloat16")
+    assert workloads == ["128", "queries"]
+    assert rows == [
+        ("padded", "3.00 (2.00 to 4.00)", ""),
+        ("llama.cpp q8_0", "", "0.50 (0.25 to 1.00)"),
+    ]
 
 
 def test_another_machine_and_what_only_one_file_has_are_said():

@@ -9,9 +9,11 @@ from c2v_engine.bench.report.read import Entry, Results, dtype_of
 
 __all__ = ["Comparison", "Moved", "compare"]
 
+VERDICTS = ("slower", "faster", "same", "unjudged")
 LEAST_CHANGE = 0.05
 """A change that is smaller is none: as much lies between two runs of the same code."""
-FACTS = ("cpu", "gpu", "threads", "torch", "python", "device", "commit")
+MACHINE = ("cpu", "gpu", "threads", "device")
+FACTS = (*MACHINE, "kind", "torch", "python", "dtypes", "commit", "dirty")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,9 @@ class Moved:
         change: of the fraction of the machine's ceiling that is reached, as a ratio: above 1 is
             faster. Of the speed alone where no ceiling of the dtype was measured.
         normalised: whether the ceilings are in it.
-        noise: by how much of 1 the repetitions of both files together vary.
+        judged: whether it can be: speeds alone of two machines say nothing of the engine.
+        noise: by how much of 1 the repetitions of both files together vary, and their ceilings
+            from one end of a run to the other.
     """
 
     case: str
@@ -35,21 +39,24 @@ class Moved:
     new_s: float
     change: float
     normalised: bool
+    judged: bool
     noise: float
 
     @property
     def verdict(self) -> str:
-        """``faster``, ``slower``, or ``same`` where it is within the noise or under 5%."""
+        """``faster``, ``slower``, ``same`` (within the noise, or under 5%) or ``unjudged``."""
+        if not self.judged:
+            return "unjudged"
         bound = 1 + max(self.noise, LEAST_CHANGE)
         if self.change > bound:
             return "faster"
         return "slower" if self.change < 1 / bound else "same"
 
-    def line(self) -> str:
-        """As a line."""
+    def line(self, case: int = 0, provider: int = 0) -> str:
+        """As a line, names as wide as these."""
         return (
-            f"{self.verdict:<8}{self.case:<36}{self.provider:<32}{self.change:>7.3f}"
-            f"  +-{self.noise:<7.3f}{self.old_s:>10.3f} s{self.new_s:>10.3f} s"
+            f"{self.verdict:<10}{self.case:<{case}}  {self.provider:<{provider}}"
+            f"{self.change:>9.3f}  +-{self.noise:<7.3f}{self.old_s:>10.3f} s{self.new_s:>10.3f} s"
             f"{'' if self.normalised else '  (no ceiling of that dtype: speeds alone)'}"
         )
 
@@ -72,15 +79,20 @@ class Comparison:
 
     def lines(self) -> list[str]:
         """What differs, then what moved most, then what can not be compared."""
-        order = {"slower": 0, "faster": 1, "same": 2}
-        moved = sorted(self.moved, key=lambda each: (order[each.verdict], each.change))
+        moved = sorted(self.moved, key=lambda each: (VERDICTS.index(each.verdict), each.change))
+        case = max((len(each.case) for each in moved), default=0)
+        provider = max((len(each.provider) for each in moved), default=0)
         head = (
-            f"{'':<8}{'case':<36}{'provider':<32}{'change':>7}  {'noise':<9}{'old':>12}{'new':>12}"
+            f"{'':<10}{'case':<{case}}  {'provider':<{provider}}"
+            f"{'change':>9}  {'noise':<9}{'old':>12}{'new':>12}"
         )
-        lines = [*self.differences, *([head] if moved else []), *(each.line() for each in moved)]
+        lines = [*self.differences, *([head] if moved else [])]
+        lines += [each.line(case, provider) for each in moved]
         lines += [f"only in the old file: {name}" for name in self.only_old]
         lines += [f"only in the new file: {name}" for name in self.only_new]
-        counts = {name: sum(each.verdict == name for each in moved) for name in order}
+        counts = {name: sum(each.verdict == name for each in moved) for name in VERDICTS}
+        if not counts["unjudged"]:
+            del counts["unjudged"]
         lines.append(", ".join(f"{count} {name}" for name, count in counts.items()))
         return lines
 
@@ -121,11 +133,15 @@ def compare(old: Results, new: Results) -> Comparison:
 
 
 def by_name(results: Results) -> dict[tuple[str, str], Entry]:
-    """What was timed, by case and provider, or by case and method."""
-    return {
-        (str(entry["case"]), str(entry.get("method") or entry["provider"])): entry
-        for entry in results.timed
-    }
+    """What was timed, by case and provider, or by case, method and dtype."""
+    return {(str(entry["case"]), name_of(entry)): entry for entry in results.timed}
+
+
+def name_of(entry: Entry) -> str:
+    """Of a provider, or of a method with its dtype."""
+    if "method" in entry:
+        return f"{entry['method']} {dtype_of(entry)}"
+    return str(entry["provider"])
 
 
 def compare_entries(
@@ -134,16 +150,19 @@ def compare_entries(
     """One of both files."""
     (before, was), (after, now) = old, new
     parts = before.of_gemm(was), after.of_gemm(now)
-    normalised = None not in parts and dtype_of(was) == dtype_of(now)
+    normalised = None not in parts
+    same_machine = all(before.content.get(f) == after.content.get(f) for f in MACHINE)
+    drift = (before.drift(dtype_of(was)) + after.drift(dtype_of(now))) / 2 if normalised else 0.0
     speed = float(now["tflops"]) / float(was["tflops"])
-    change = parts[1] / parts[0] if normalised and parts[0] and parts[1] else speed
+    change = parts[1] / parts[0] if parts[0] and parts[1] else speed
     return Moved(
         *name,
         old_s=float(was["median_s"]),
         new_s=float(now["median_s"]) * float(was["operations"]) / float(now["operations"]),
         change=change,
         normalised=normalised,
-        noise=noise_of(was) + noise_of(now),
+        judged=normalised or same_machine,
+        noise=noise_of(was) + noise_of(now) + drift,
     )
 
 

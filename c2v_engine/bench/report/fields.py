@@ -93,11 +93,7 @@ CONTENT = {
     "cut": OBJECT.or_null().optional(),
     "kind": KIND.optional(),
     "dtypes": TEXTS.optional(),
-    "workloads": TEXTS.optional(),
-    "providers": TEXTS.optional(),
-    "lengths": NUMBERS.optional(),
-    "repetitions_asked": AMOUNT.optional(),
-    "seconds_asked": AMOUNT.optional(),
+    "arguments": TEXTS.optional(),
 }
 CEILINGS = {"copy_gb_per_s": AMOUNT, "gemm_tflops": PEAK, "dtype": TEXT.optional()}
 CUT = {"not_measured": TEXTS}

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import base64
+import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
 from c2v_engine.bench.report.plots import write_pictures
-from c2v_engine.bench.report.read import Entry, Ratio, Results, kind_of
-from c2v_engine.bench.report.tables import ceiling_lines, flops, method_rows
+from c2v_engine.bench.report.read import (
+    OURS,
+    Entry,
+    Results,
+    case_dtype,
+    dtype_of,
+    kind_of,
+    model_of,
+)
+from c2v_engine.bench.report.tables import (
+    METHOD_COLUMNS,
+    OUR_METHOD,
+    ceiling_lines,
+    cells,
+    method_cells,
+    method_rows,
+    peer_table,
+)
+from c2v_engine.bench.stages import stage_table
 
 __all__ = ["PAGE", "make_page", "write_report"]
 
@@ -29,9 +47,18 @@ HOW = (
     "before anything is timed. After one round that is not timed, providers take turns; a figure "
     "is the median of the repetitions, a ratio the median of the ratios of repetitions that were "
     "side by side, with the least and the most of them.",
+    "device is the engine without its work on texts: tokens are made before the clock. padded is "
+    "stock transformers, texts sorted by length and padded; packed is the same without padding.",
     "Useful operations are 2 x parameters without embeddings x tokens, of decoder and encoder; "
     "padding is no token. They are given as a fraction of a matrix product in the same dtype, "
-    "measured in the same run, the better of before and after.",
+    "measured in the same run, the better of before and after. Rows of a prompt that all "
+    "texts share count for each of them, though the engine computes them once: that may be more "
+    "than the ceiling.",
+)
+HOW_METHODS = (
+    "rows are what the decoder's sequence has for a text, computed what is left of them where a "
+    "prompt that all texts share is computed once. The dearest is the method with most of it at "
+    "that length, the plainest is last-token: the text and one row, with no encoder.",
 )
 STYLE = """
 :root {
@@ -65,9 +92,13 @@ td { font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.text { white-space: normal; min-width: 200px; }
 tr.ours td { font-weight: 600; }
 figure { margin: 20px 0; }
-img { display: block; width: 100%; height: auto; border-radius: 8px; background: #ffffff; }
+img {
+  display: block; width: 100%; min-width: 620px; height: auto; border-radius: 8px;
+  background: #ffffff;
+}
 figcaption { color: var(--quiet); font-size: 14px; }
-summary { cursor: pointer; }
+summary { cursor: pointer; padding: 4px 0; }
+pre { margin: 0; font: 13px/1.5 ui-monospace, monospace; }
 """
 
 
@@ -106,13 +137,21 @@ def make_page(results: Results, pictures: Sequence[Path] | None) -> str:
         f"<p>This machine {escape('; '.join(ceiling_lines(results)))}.</p>",
         *trouble(results),
     ]
+    head = len(sections)
     if pictures is None:
         sections.append(f'<p class="warn">{escape(NO_PICTURES)}</p>')
     else:
         sections += map(picture, reversed(pictures))
+    if not results.methods:
+        sections[head:head] = peer_sections(results)
     sections += method_sections(results) if results.methods else case_sections(results)
-    sections += ["<h2>How to read it</h2>", *(f"<p>{escape(text)}</p>" for text in HOW)]
-    sections.append(repetitions(results))
+    sections += [
+        "<h2>How to read it</h2>",
+        *(f"<p>{escape(text)}</p>" for text in (HOW_METHODS if results.methods else ()) + HOW),
+        *repeating(results),
+        *stage_sections(results),
+        repetitions(results),
+    ]
     return "\n".join(
         [
             "<!doctype html>",
@@ -149,24 +188,71 @@ def trouble(results: Results) -> list[str]:
     return found
 
 
+def peer_sections(results: Results) -> list[str]:
+    """How many times as fast as its peers the engine is, a table for each model and dtype."""
+    groups = dict.fromkeys((model_of(entry), case_dtype(entry)) for entry, _ in results.ratios)
+    sections = ["<h2>How many times as fast as its peers the engine is</h2>"] if groups else []
+    for model, dtype in groups:
+        workloads, rows = peer_table(results, model, dtype)
+        sections.append(f"<h3>{escape(f'{model}, {dtype}')}</h3>")
+        sections.append(table(("texts", *workloads), rows))
+    return sections
+
+
+def stage_sections(results: Results) -> list[str]:
+    """What the pictures of stages show, and the rest of it, to be opened."""
+    sections = []
+    for entry in results.timed:
+        if entry.get("stages"):
+            name = escape(f"{entry['case']}, {entry['provider']}")
+            lines = stage_table(entry["stages"], results.gemm_tflops(dtype_of(entry)))
+            text = escape("\n".join(lines))
+            sections.append(
+                f"<details><summary>Where the time goes: {name}</summary>"
+                f'<div class="scroll"><pre>{text}</pre></div></details>'
+            )
+    return sections
+
+
+def repeating(results: Results) -> list[str]:
+    """The command that measures the same again, where the file has it."""
+    arguments = results.content.get("arguments")
+    if arguments is None:
+        return []
+    words = ["c2v", "bench", *(["methods"] if results.methods else []), *arguments]
+    return [
+        "<h2>How to repeat it</h2>",
+        f'<div class="scroll"><pre>{escape(shlex.join(words))}</pre></div>',
+    ]
+
+
 def picture(path: Path) -> str:
     """A picture within the page."""
     data = base64.b64encode(path.read_bytes()).decode()
     caption = escape(CAPTIONS.get(path.stem, ""))
     return (
-        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{caption}</figcaption></figure>"
+        f'<figure><div class="scroll"><img alt="{caption}" src="data:image/png;base64,{data}">'
+        f"</div><figcaption>{caption}</figcaption></figure>"
     )
 
 
 def case_sections(results: Results) -> list[str]:
     """The providers of every case."""
     sections = ["<h2>Every case</h2>"]
-    head = ("provider", "texts/s", "tokens/s", "useful", "of GEMM", "memory", "the engine is")
+    head = (
+        "provider",
+        "texts/s",
+        "tokens/s",
+        "useful",
+        "of GEMM",
+        "added memory",
+        "cosine",
+        "the engine is",
+    )
     for case in results.cases:
         entries = results.of_case(case)
         rows = [(name_of(entry), *cells(results, entry)) for entry in entries if timed(entry)]
-        ours = [kind_of(entry) == "engine" for entry in entries if timed(entry)]
+        ours = [kind_of(entry) == OURS for entry in entries if timed(entry)]
         sections.append(f"<h3>{escape(case)}</h3>")
         first = next(filter(timed, entries), None)
         if first is not None:
@@ -184,60 +270,18 @@ def case_sections(results: Results) -> list[str]:
     return sections
 
 
-def cells(results: Results, entry: Entry) -> tuple[str, ...]:
-    """What is said of a provider beside its name."""
-    part = results.of_gemm(entry)
-    memory = entry.get("device_added_bytes", entry.get("host_added_bytes"))
-    ours = results.engine_of(entry)
-    times = ""
-    if ours is not None and ours is not entry and kind_of(entry) != "device":
-        ratio = Ratio.of(ours, entry)
-        times = f"{ratio.median:.2f} times as fast ({ratio.least:.2f} to {ratio.most:.2f})"
-    return (
-        f"{entry['texts_per_s']:,.1f}",
-        f"{entry['tokens_per_s']:,.0f}",
-        flops(entry["tflops"]),
-        "" if part is None else f"{part:.1%}",
-        "" if memory is None else f"+{memory / 2**20:,.0f} MiB",
-        times,
-    )
-
-
 def method_sections(results: Results) -> list[str]:
     """Rows and time of every method, by model and length."""
-    head = (
-        "method",
-        "rows",
-        "of the dearest",
-        "of the plainest",
-        "ms a text",
-        "of the dearest",
-        "of the plainest",
-    )
+    head = ("method", *METHOD_COLUMNS)
     sections = []
     for model in dict.fromkeys(str(entry["model"]) for entry in results.entries):
         rows = method_rows(results, model)
         for length in dict.fromkeys(row["text_tokens"] for row in rows):
             own = [row for row in rows if row["text_tokens"] == length]
             sections.append(f"<h3>{escape(model)}, texts of {length} tokens</h3>")
-            lines = [
-                (
-                    row["method"],
-                    f"{row['rows']:,.1f}",
-                    *shares(row, "rows"),
-                    f"{row['ms']:,.2f}",
-                    *shares(row, "ms"),
-                )
-                for row in own
-            ]
-            sections.append(table(head, lines, [row["method"] == "causal2vec" for row in own]))
+            lines = [(row["method"], *method_cells(row)) for row in own]
+            sections.append(table(head, lines, [row["method"] == OUR_METHOD for row in own]))
     return ["<h2>Every length</h2>", *sections]
-
-
-def shares(row: Entry, key: str) -> tuple[str, str]:
-    """Of the dearest method, and of the plainest."""
-    plain = row[f"{key}_of_plainest"]
-    return f"{row[f'{key}_of_dearest']:.0%}", "" if plain is None else f"{plain:.2f}"
 
 
 def repetitions(results: Results) -> str:
@@ -269,7 +313,7 @@ def table(
         ours = ' class="ours"' if marked is not None and marked[number] else ""
         written = [
             f'<td class="text">{escape(cell)}</td>'
-            if len(cell) > 40
+            if len(cell) > LONG_CELL
             else f"<td>{escape(cell)}</td>"
             for cell in row
         ]

@@ -247,12 +247,7 @@ def draw_throughput(results: Results) -> Figure | None:
 
 def draw_peers(results: Results) -> Figure | None:
     """How many times as fast as each peer the engine is, by case, a panel for each model."""
-    found = [
-        (entry, Ratio.of(ours, entry))
-        for entry in results.timed
-        for ours in (results.engine_of(entry),)
-        if ours is not None and kind_of(entry) not in (OURS, "device") and not results.methods
-    ]
+    found = results.ratios
     if not found:
         return None
     models = list(dict.fromkeys(model_of(entry) for entry, _ in found))

@@ -94,16 +94,31 @@ class Results:
         same = [e for e in ours if dtype_of(e) == dtype_of(entry)]
         return next(iter((*same, *ours)), None)
 
+    @cached_property
+    def ratios(self) -> list[tuple[Entry, Ratio]]:
+        """Every peer that was timed beside the engine, and how many times as fast the engine is."""
+        return [
+            (entry, Ratio.of(ours, entry))
+            for entry in self.timed
+            for ours in (self.engine_of(entry),)
+            if ours is not None and kind_of(entry) not in (OURS, "device") and not self.methods
+        ]
+
     def gemm_tflops(self, dtype: str) -> float | None:
         """Of a matrix product in a dtype: the better of before and after; None: not measured."""
-        found = []
-        for ceilings in self._ceilings:
-            peak = ceilings["gemm_tflops"]
-            if isinstance(peak, dict):
-                found += [float(peak[dtype])] if dtype in peak else []
-            elif ceilings.get("dtype", dtype) == dtype:
-                found.append(float(peak))
-        return max(found, default=None)
+        return max(self._peaks(dtype), default=None)
+
+    @property
+    def ceiling_dtypes(self) -> list[str]:
+        """The dtypes in which matrix products were measured."""
+        ceilings = self.content["ceilings"]
+        peaks = ceilings["gemm_tflops"]
+        return list(peaks) if isinstance(peaks, dict) else [str(ceilings.get("dtype", ""))]
+
+    def drift(self, dtype: str) -> float:
+        """By how much of the better ceiling in a dtype the other is less (steady: 0)."""
+        found = self._peaks(dtype)
+        return 1 - min(found) / max(found) if found else 0.0
 
     @property
     def copy_gb_per_s(self) -> float | None:
@@ -132,6 +147,16 @@ class Results:
         if content.get("started"):
             lines.append(str(content["started"]))
         return lines
+
+    def _peaks(self, dtype: str) -> list[float]:
+        found = []
+        for ceilings in self._ceilings:
+            peak = ceilings["gemm_tflops"]
+            if isinstance(peak, dict):
+                found += [float(peak[dtype])] if dtype in peak else []
+            elif ceilings.get("dtype", dtype) == dtype:
+                found.append(float(peak))
+        return found
 
     @cached_property
     def _ceilings(self) -> list[dict[str, Any]]:
