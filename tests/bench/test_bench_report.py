@@ -129,6 +129,17 @@ def test_a_change_within_the_noise_is_none():
     assert compare(Results(old), Results(new)).moved[0].verdict == "same"
 
 
+def test_repetitions_that_overlap_are_no_change_however_far_the_medians_are():
+    old = content(entry(seconds=(0.4, 2.0, 2.2)))
+    new = copy.deepcopy(old)
+    new["results"][0].update(seconds=[2.0, 9.0, 9.5], median_s=9.0, tflops=1 / 9)
+    (moved,) = compare(Results(old), Results(new)).moved
+    assert moved.verdict == "same"
+    assert moved.change == pytest.approx(2 / 9)
+    # The best new (2 s, at the lower ceiling, 0.8) over the worst old (2.2 s, at the better, 1).
+    assert moved.most == pytest.approx(2.2 / 2.0 / 0.8)
+
+
 def test_more_work_in_the_same_time_is_faster():
     old = content(entry(seconds=(2.0,)))
     new = copy.deepcopy(old)
@@ -218,6 +229,7 @@ def test_another_machine_and_what_only_one_file_has_are_said():
     new = content(entry(), entry("device bfloat16"), cpu="Another")
     lines = compare(Results(old), Results(new)).lines()
     assert lines[0] == "cpu: Some CPU -> Another"
+    assert lines[1].startswith("two machines: faster and slower are of the part")
     assert "only in the old file: m/128, padded bfloat16" in lines
     assert "only in the new file: m/128, device bfloat16" in lines
     json.dumps(compare(Results(old), Results(new)).as_dict(), allow_nan=False)

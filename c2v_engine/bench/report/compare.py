@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +11,9 @@ from c2v_engine.bench.report.read import Entry, Results, dtype_of
 __all__ = ["Comparison", "Moved", "compare"]
 
 VERDICTS = ("slower", "faster", "same", "unjudged")
+TWO_MACHINES = (
+    "two machines: faster and slower are of the part that is reached of each one's own ceiling"
+)
 LEAST_CHANGE = 0.05
 """A change that is smaller is none: as much lies between two runs of the same code."""
 MACHINE = ("cpu", "gpu", "threads", "device")
@@ -29,8 +33,9 @@ class Moved:
             faster. Of the speed alone where no ceiling of the dtype was measured.
         normalised: whether the ceilings are in it.
         judged: whether it can be: speeds alone of two machines say nothing of the engine.
-        noise: by how much of 1 the repetitions of both files together vary, and their ceilings
-            from one end of a run to the other.
+        least: of the change, if the slowest new repetition is held against the fastest old one, and
+            each against the ceiling of that end of its run which makes it least.
+        most: likewise.
     """
 
     case: str
@@ -40,23 +45,24 @@ class Moved:
     change: float
     normalised: bool
     judged: bool
-    noise: float
+    least: float
+    most: float
 
     @property
     def verdict(self) -> str:
-        """``faster``, ``slower``, ``same`` (within the noise, or under 5%) or ``unjudged``."""
+        """``faster``, ``slower``, ``same`` (within what repetitions vary, or 5%), ``unjudged``."""
         if not self.judged:
             return "unjudged"
-        bound = 1 + max(self.noise, LEAST_CHANGE)
-        if self.change > bound:
+        if self.least > 1 and self.change > 1 + LEAST_CHANGE:
             return "faster"
-        return "slower" if self.change < 1 / bound else "same"
+        return "slower" if self.most < 1 and self.change < 1 - LEAST_CHANGE else "same"
 
     def line(self, case: int = 0, provider: int = 0) -> str:
         """As a line, names as wide as these."""
         return (
             f"{self.verdict:<10}{self.case:<{case}}  {self.provider:<{provider}}"
-            f"{self.change:>9.3f}  +-{self.noise:<7.3f}{self.old_s:>10.3f} s{self.new_s:>10.3f} s"
+            f"{self.change:>9.3f}  {f'{self.least:.3f} to {self.most:.3f}':<16}"
+            f"{self.old_s:>10.3f} s{self.new_s:>10.3f} s"
             f"{'' if self.normalised else '  (no ceiling of that dtype: speeds alone)'}"
         )
 
@@ -84,7 +90,7 @@ class Comparison:
         provider = max((len(each.provider) for each in moved), default=0)
         head = (
             f"{'':<10}{'case':<{case}}  {'provider':<{provider}}"
-            f"{'change':>9}  {'noise':<9}{'old':>12}{'new':>12}"
+            f"{'change':>9}  {'least to most':<16}{'old':>12}{'new':>12}"
         )
         lines = [*self.differences, *([head] if moved else [])]
         lines += [each.line(case, provider) for each in moved]
@@ -113,11 +119,13 @@ def compare(old: Results, new: Results) -> Comparison:
         old: the earlier one.
         new: the later one.
     """
-    differences = tuple(
+    differences = [
         f"{fact}: {old.content.get(fact)} -> {new.content.get(fact)}"
         for fact in FACTS
         if old.content.get(fact) != new.content.get(fact)
-    )
+    ]
+    if not same_machine(old, new):
+        differences.append(TWO_MACHINES)
     before, after = by_name(old), by_name(new)
     moved = tuple(
         compare_entries(name, (old, entry), (new, after[name]))
@@ -125,7 +133,7 @@ def compare(old: Results, new: Results) -> Comparison:
         if name in after
     )
     return Comparison(
-        differences,
+        tuple(differences),
         moved,
         tuple(", ".join(name) for name in before if name not in after),
         tuple(", ".join(name) for name in after if name not in before),
@@ -149,24 +157,31 @@ def compare_entries(
 ) -> Moved:
     """One of both files."""
     (before, was), (after, now) = old, new
-    parts = before.of_gemm(was), after.of_gemm(now)
-    normalised = None not in parts
-    same_machine = all(before.content.get(f) == after.content.get(f) for f in MACHINE)
-    drift = (before.drift(dtype_of(was)) + after.drift(dtype_of(now))) / 2 if normalised else 0.0
-    speed = float(now["tflops"]) / float(was["tflops"])
-    change = parts[1] / parts[0] if parts[0] and parts[1] else speed
+    peaks = before.gemm_tflops_at(dtype_of(was)), after.gemm_tflops_at(dtype_of(now))
+    normalised = all(peaks)
+    old_range, new_range = (
+        reached(entry, peak if normalised else [1.0])
+        for entry, peak in zip((was, now), peaks, strict=True)
+    )
     return Moved(
         *name,
         old_s=float(was["median_s"]),
         new_s=float(now["median_s"]) * float(was["operations"]) / float(now["operations"]),
-        change=change,
+        change=new_range[1] / old_range[1],
         normalised=normalised,
-        judged=normalised or same_machine,
-        noise=noise_of(was) + noise_of(now) + drift,
+        judged=normalised or same_machine(before, after),
+        least=new_range[0] / old_range[2],
+        most=new_range[2] / old_range[0],
     )
 
 
-def noise_of(entry: Entry) -> float:
-    """Half the range of the repetitions, as a part of their median."""
-    seconds = entry["seconds"]
-    return float((max(seconds) - min(seconds)) / 2 / entry["median_s"])
+def reached(entry: Entry, peaks: Sequence[float]) -> tuple[float, float, float]:
+    """The part of a ceiling that the repetitions reach: the least, the median's, the most."""
+    median, seconds = float(entry["tflops"]) / max(peaks), entry["seconds"]
+    slowest, fastest = (entry["median_s"] / extreme(seconds) for extreme in (max, min))
+    return median * slowest, median, median * fastest * max(peaks) / min(peaks)
+
+
+def same_machine(old: Results, new: Results) -> bool:
+    """Whether both were measured on the same kind of processor, with as many threads."""
+    return all(old.content.get(fact) == new.content.get(fact) for fact in MACHINE)

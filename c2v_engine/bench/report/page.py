@@ -86,7 +86,7 @@ p { margin: 4px 0 12px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th, td { padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line); text-align: right; }
-th { font-weight: 500; color: var(--quiet); vertical-align: bottom; }
+th { font-weight: 500; color: var(--quiet); white-space: nowrap; }
 th:first-child, td:first-child, td.text { text-align: left; }
 td { font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.text { white-space: normal; min-width: 200px; }
@@ -195,7 +195,7 @@ def peer_sections(results: Results) -> list[str]:
     for model, dtype in groups:
         workloads, rows = peer_table(results, model, dtype)
         sections.append(f"<h3>{escape(f'{model}, {dtype}')}</h3>")
-        sections.append(table(("texts", *workloads), rows))
+        sections.append(table(("peer", *workloads), rows))
     return sections
 
 

@@ -106,7 +106,7 @@ class Results:
 
     def gemm_tflops(self, dtype: str) -> float | None:
         """Of a matrix product in a dtype: the better of before and after; None: not measured."""
-        return max(self._peaks(dtype), default=None)
+        return max(self.gemm_tflops_at(dtype), default=None)
 
     @property
     def ceiling_dtypes(self) -> list[str]:
@@ -117,7 +117,7 @@ class Results:
 
     def drift(self, dtype: str) -> float:
         """By how much of the better ceiling in a dtype the other is less (steady: 0)."""
-        found = self._peaks(dtype)
+        found = self.gemm_tflops_at(dtype)
         return 1 - min(found) / max(found) if found else 0.0
 
     @property
@@ -148,7 +148,8 @@ class Results:
             lines.append(str(content["started"]))
         return lines
 
-    def _peaks(self, dtype: str) -> list[float]:
+    def gemm_tflops_at(self, dtype: str) -> list[float]:
+        """Of a matrix product in a dtype, before and after, as far as it was measured."""
         found = []
         for ceilings in self._ceilings:
             peak = ceilings["gemm_tflops"]
