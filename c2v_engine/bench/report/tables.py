@@ -27,6 +27,7 @@ __all__ = [
 
 OUR_METHOD = "causal2vec"
 PLAINEST = "last-token"
+TIMES = " times as fast"
 MEBI = 2**20
 MOST_DRIFT = 0.1  # of a ceiling from one end of a run to the other, on a machine that is steady
 METHOD_COLUMNS = (
@@ -129,7 +130,7 @@ def advantage(results: Results, entry: Entry) -> str:
     if ours is None or ours is entry or kind_of(entry) == "device":
         return ""
     ratio = Ratio.of(ours, entry)
-    return f"{ratio.median:.2f} times as fast ({ratio.least:.2f} to {ratio.most:.2f})"
+    return f"{ratio.median:.2f}{TIMES} ({ratio.least:.2f} to {ratio.most:.2f})"
 
 
 def peer_table(results: Results, model: str, dtype: str) -> tuple[list[str], list[tuple[str, ...]]]:
@@ -154,10 +155,7 @@ def peer_table(results: Results, model: str, dtype: str) -> tuple[list[str], lis
     rows = [
         (
             label,
-            *(
-                known.get((label, workload), "").replace(" times as fast", "")
-                for workload in workloads
-            ),
+            *(known.get((label, workload), "").replace(TIMES, "") for workload in workloads),
         )
         for label in dict.fromkeys(map(label_of, found))
     ]
