@@ -197,6 +197,25 @@ def test_a_wrong_method_is_reported_and_the_command_fails(monkeypatch, capsys):
     assert "wrong" in capsys.readouterr().out.splitlines()[-1]
 
 
+def test_vectors_that_are_alike_in_16_bits_are_compared_in_32(monkeypatch, capsys):
+    from c2v_engine.bench import methods
+
+    # So loose that another text's vector would do: what is wrong has to be seen in float32.
+    monkeypatch.setitem(methods.BOUNDS, "bfloat16", methods.BOUNDS["int8"])
+    judged = methods.judge
+
+    def spoil(entry, vectors, expected, bound):
+        exact = bound is methods.BOUNDS["float32"]
+        judged(entry, vectors.roll(1, 0) if exact else vectors, expected, bound)
+
+    monkeypatch.setattr(methods, "judge", spoil)
+    words = ["--shape", "tiny-mistral", "--method", "in-context", "--length", 16, "--tokens", 32]
+    words += ["--repetitions", 1, "--dtype", "bfloat16", "--device", "cpu", "-o", "out"]
+    c2v("methods", *words, code=1)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "wrong: in float32: cosines" in last
+
+
 def test_models_of_random_weights_are_written_and_go(capsys, tmp_path):
     c2v(
         "--shape",

@@ -112,9 +112,41 @@ def test_a_reference_whose_vectors_are_all_alike_tells_nothing(session, corpus):
     alike = torch.ones(64, 8) + 1e-3 * torch.randn(64, 8)
     for spec in (ENGINE, PADDED):
         session._providers[spec] = Stub(lambda workload: alike[: len(workload.texts)])
-    ours = measure_case(case(ENGINE, PADDED), session, corpus, Budget(None), 1)[0]
+    ours, padded = measure_case(case(ENGINE, PADDED), session, corpus, Budget(None), 1)
     assert ours["status"] == "failed"
     assert "too alike" in ours["reason"]
+    assert padded["status"] == "failed"
+    assert "nothing to compare" in padded["reason"]
+
+
+def test_a_looser_bound_that_other_texts_would_hold_tells_nothing(session, corpus):
+    # Cosines of different texts near 0.995: under the bound of 16 bits, over the least of int8.
+    alike = torch.ones(64, 256) + 0.07 * torch.randn(64, 256, generator=torch.manual_seed(0))
+    first, eight_bits = Spec("engine", "bfloat16"), Spec("engine", "int8")
+    for spec in (first, eight_bits):
+        session._providers[spec] = Stub(lambda workload: alike[: len(workload.texts)])
+    ours, other = measure_case(case(first, eight_bits), session, corpus, Budget(None), 1)
+    assert ours["status"] == "ok"
+    assert other["status"] == "failed"
+    assert "too alike" in other["reason"]
+    assert "seconds" not in other
+
+
+def test_a_provider_that_settles_on_something_wrong_is_not_timed(session, corpus):
+    right = session.provider(ENGINE)
+
+    class Settling(Stub):
+        settles = True
+
+        def prepare(self, workload):
+            self._embed = lambda workload: -right.embed(workload)
+            return self._call
+
+    session._providers[PADDED] = Settling(right.embed)
+    ours, padded = measure_case(case(ENGINE, PADDED), session, corpus, Budget(None), 1)
+    assert ours["status"] == "ok"
+    assert padded["status"] == "wrong"
+    assert "seconds" not in padded
 
 
 def test_every_entry_of_a_case_without_a_reference_says_so(session, corpus):

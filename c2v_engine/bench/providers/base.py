@@ -53,6 +53,8 @@ class Provider(ABC):
 
     note = ""
     """What a reader should know of how it works here."""
+    settles = False
+    """Whether ``prepare`` chooses how it computes: its vectors are then compared again."""
 
     @abstractmethod
     def prepare(self, workload: Workload) -> Callable[[], Any]:

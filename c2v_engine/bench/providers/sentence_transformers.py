@@ -62,6 +62,8 @@ class SentenceTransformers(Provider):
         modules: what it is made of, in words.
     """
 
+    settles = True
+
     def __init__(self, model: Any, modules: str) -> None:
         self._model = model
         self._modules = modules

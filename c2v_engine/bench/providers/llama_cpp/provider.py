@@ -68,6 +68,8 @@ class LlamaCpp(Provider):
         exact: whether its cache is float32.
     """
 
+    settles = True
+
     def __init__(
         self, model: Model, tokenizer: StockTokenizer, table: np.ndarray, longest: int, exact: bool
     ) -> None:
