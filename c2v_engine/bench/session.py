@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable
+from contextlib import ExitStack
 from functools import cached_property
 
 import torch
@@ -65,10 +66,15 @@ class Session:
         return self._providers[spec]
 
     def keep(self, specs: Iterable[Spec]) -> None:
-        """Let go of everything but these providers and what they need."""
+        """Let go of everything but these providers and what they need.
+
+        Raises:
+            Exception: the last that a provider raised as it was closed; all were.
+        """
         kept = set(specs)
-        for spec in [spec for spec in self._providers if spec not in kept]:
-            self._providers.pop(spec).close()
+        with ExitStack() as closing:
+            for spec in [spec for spec in self._providers if spec not in kept]:
+                closing.callback(self._providers.pop(spec).close)
         loads = {self.load_options(spec) for spec in kept if spec.kind in ("engine", "device")}
         self._checkpoints = {o: found for o, found in self._checkpoints.items() if o in loads}
         dtypes = {spec.dtype for spec in kept if spec.kind in ("padded", "packed", "compiled")}

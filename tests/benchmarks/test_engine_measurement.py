@@ -260,6 +260,64 @@ def test_a_device_that_is_lost_ends_the_run_with_a_note(tmp_path, monkeypatch):
     assert record.content["cut"]["not_measured"] == ["tiny-mistral/log-normal/b"]
 
 
+class Closing(Provider):
+    """The engine, and says when it is closed."""
+
+    def __init__(self, opened, closed, error=None):
+        self._opened, self._closed, self._error = opened, closed, error
+
+    def prepare(self, workload):
+        return self._opened.prepare(workload)
+
+    def embed(self, workload):
+        return self._opened.embed(workload)
+
+    def close(self):
+        self._closed.append(self)
+        if self._error:
+            raise self._error
+
+
+@pytest.fixture
+def closed(monkeypatch):
+    """The providers that were closed, of a kind that is the engine."""
+    found = []
+    opener = registry.OPENERS["engine"]
+    monkeypatch.setitem(
+        registry.OPENERS, "padded", lambda *given: Closing(opener(*given), found, OSError("busy"))
+    )
+    monkeypatch.setitem(registry.OPENERS, "compiled", lambda *given: Closing(opener(*given), found))
+    return found
+
+
+CLOSING = (ENGINE, PADDED, Spec("compiled", "float32"))
+
+
+def test_providers_are_closed_where_a_run_is_cut(tmp_path, closed):
+    cases = [case(*CLOSING), case(*CLOSING, what="b")]
+    budget = SimpleNamespace(spent=0.0, over=False)
+
+    def show(entry):
+        budget.over = True
+
+    record = Record(tmp_path / "e.json")
+    run_cases(cases, CPU, record, budget, sources(tmp_path, CPU), 1, show)
+    assert record.content["cut"]["not_measured"] == ["tiny-mistral/log-normal/b"]
+    assert len(closed) == 2
+    assert record.content["not_closed"] == ["OSError: busy"]
+    assert [entry["status"] for entry in record.content["results"]] == ["ok"] * 3
+
+
+def test_providers_are_closed_where_a_run_is_stopped(tmp_path, closed):
+    def show(entry):
+        raise KeyboardInterrupt
+
+    record = Record(tmp_path / "e.json")
+    with pytest.raises(KeyboardInterrupt):
+        run_cases([case(*CLOSING)], CPU, record, Budget(None), sources(tmp_path, CPU), 1, show)
+    assert len(closed) == 2
+
+
 def test_providers_of_the_same_session_are_kept_for_the_next_cases():
     first, second = case(ENGINE, PADDED), case(ENGINE)
     other = case(PADDED, template=INSTRUCTION_FIRST)
