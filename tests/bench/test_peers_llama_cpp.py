@@ -66,6 +66,43 @@ def test_texts_one_by_one_and_empty_ones_agree(tmp_path):
     assert_measured(entries_of(session, FLOAT32, texts=texts, texts_per_call=1)[FLOAT32.name])
 
 
+def test_batches_hold_the_texts_not_what_the_model_could_take(tmp_path, monkeypatch):
+    opened = []
+
+    class Watched(provider.Context):
+        def __init__(self, model, settings, longest, *others):
+            opened.append(longest)
+            super().__init__(model, settings, longest, *others)
+
+    monkeypatch.setattr(provider, "Context", Watched)
+    session = open_written(tmp_path / "model", max_length=4096)
+    assert_measured(entries_of(session, FLOAT32, texts=("a cat", "a cat and a dog"))[FLOAT32.name])
+    assert max(opened) < 16
+    session.keep([])
+
+
+def test_settings_that_do_not_open_are_passed_over(tmp_path, monkeypatch):
+    class Small(provider.Context):
+        def __init__(self, model, settings, *others):
+            if not settings.unified or settings.batch_rows > refused_from:
+                raise UnusableError("no memory for it")
+            super().__init__(model, settings, *others)
+
+    refused_from = 512
+    monkeypatch.setattr(provider, "Context", Small)
+    monkeypatch.setattr(
+        provider, "CANDIDATES", (provider.Settings(), provider.Settings(unified=False))
+    )
+    session = open_written(tmp_path / "model")
+    assert_measured(entries_of(session, FLOAT32)[FLOAT32.name])
+    refused_from = 0
+    for _ in range(2):  # the second time it meets what the first one left
+        entry = entries_of(session, Spec("llama.cpp", "float32"), texts=("a cat " * 90,))
+        assert entry[FLOAT32.name]["status"] == "unusable"
+        assert "no memory" in entry[FLOAT32.name]["reason"]
+    session.keep([])
+
+
 def test_a_changed_weight_is_found(tmp_path, monkeypatch):
     written = provider.write_gguf
 

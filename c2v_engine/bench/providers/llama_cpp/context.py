@@ -87,7 +87,8 @@ class Context:
     ) -> None:
         self._library = model.library
         self._width = model.width
-        self._rows = max(settings.batch_rows, longest)
+        # llama.cpp ends the process where a batch can not hold a row of every sequence.
+        self._rows = max(settings.batch_rows, longest, settings.sequences)
         self._sequences = settings.sequences
         parameters = self._library.llama_context_default_params()
         parameters.n_batch = parameters.n_ubatch = self._rows
