@@ -40,6 +40,7 @@ __all__ = [
 CHECKED_TEXTS = 64
 TOO_ALIKE = "vectors of different texts are too alike to tell a wrong provider"
 PROFILED_TOKENS = 2**15
+MEMORY = ("device_peak_bytes", "device_added_bytes", "host_peak_bytes", "host_added_bytes")
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,11 @@ def measure_case(
             if "status" in entries[spec]:
                 del calls[spec]
     for spec in calls:
-        note = session.provider(spec).note
-        entries[spec].update(status="ok", note=note, **figures(entries[spec]))
+        provider = session.provider(spec)
+        entries[spec].update(status="ok", note=provider.note, **figures(entries[spec]))
+        if provider.elsewhere:
+            for field in MEMORY:
+                entries[spec].pop(field, None)
     if case.stages and case.specs[0] in calls:
         announce("profile")
         note_stages(entries[case.specs[0]], case, session, workload)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from c2v_engine.bench.case import Case
+from c2v_engine.bench.measure import BOUNDS
 from c2v_engine.bench.models.source import ModelSource
 from c2v_engine.bench.providers.base import Spec
 from c2v_engine.bench.providers.registry import OPENERS
@@ -73,9 +74,11 @@ class Plan:
         """
         check_dtypes(self.dtypes)
         kinds = [provider.partition(":")[0] for provider in self.providers]
+        own = [provider.partition(":")[2] for provider in self.providers if ":" in provider]
         asked = (
             ("workload", self.workloads, (*WORKLOADS, FILE)),
             ("provider", kinds, tuple(OPENERS)),
+            ("the dtype of a provider", own, tuple(BOUNDS)),
             ("--url names a provider that", [kind for kind, _ in self.urls], SERVERS),
         )
         for what, given, known in asked:

@@ -95,11 +95,15 @@ class Workload:
         chosen = [
             order[i] for i in np.linspace(0, len(order) - 1, min(count, len(order)), dtype=int)
         ]
+        return self.of(chosen)
+
+    def of(self, rows: Sequence[int]) -> Workload:
+        """Of these texts, in this order."""
         return Workload(
-            [self.texts[row] for row in chosen],
+            [self.texts[row] for row in rows],
             self.prompt,
             self.texts_per_call,
-            [self.tokenized[row] for row in chosen],
+            [self.tokenized[row] for row in rows],
         )
 
 

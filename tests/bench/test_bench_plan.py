@@ -98,6 +98,7 @@ def test_stages_are_shown_of_one_workload_in_every_dtype(sources):
         ({"workloads": ("129",)}, "workload is '129', expected one of 32, 128, 512, passages"),
         ({"dtypes": ("float8",)}, "dtype is 'float8', expected one of bfloat16"),
         ({"providers": ("padded", "x:int8")}, "provider is 'x', expected one of engine"),
+        ({"providers": ("padded:int4",)}, "the dtype of a provider is 'int4', expected one of"),
         ({"urls": (("padded", "u"),)}, "--url names a provider that is 'padded', expected one of"),
         ({"providers": ("tei",)}, "tei is a server: give its address by --url tei=http"),
     ],

@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from c2v_engine.bench.providers import compiled
 from c2v_engine.bench.providers.base import Spec, UnusableError
 from c2v_engine.bench.providers.libraries import library
 from c2v_engine.bench.providers.registry import OPENERS
+from c2v_engine.bench.providers.sentence_transformers import tried_part
 from c2v_engine.bench.providers.stock import Padded
+from c2v_engine.bench.workloads import Workload
 
 ST, ST_16 = Spec("sentence-transformers", "float32"), Spec("sentence-transformers", "bfloat16")
 COMPILED = Spec("compiled", "float32")
@@ -64,6 +67,21 @@ def test_other_methods_are_one_module_over_stock_ones(tmp_path, method):
     for spec in (ST, ST_16):
         assert_measured(entries[spec.name])
         assert "one module over stock transformers" in entries[spec.name]["note"]
+
+
+def test_batch_sizes_are_tried_on_neighbours_by_length():
+    texts = ["a" * (1 + row) for row in range(640)]
+    rows = [SimpleNamespace(token_ids=range(100)) for _ in texts]
+    tried = tried_part(Workload(texts, tokenized=rows)).texts
+    lengths = [len(text) for text in tried]
+    assert len(texts) > len(lengths) >= 128
+    # The longest, the shortest, and no batch with other texts than it has among all of them.
+    assert (lengths[0], lengths[-1]) == (640, 1)
+    for begin in range(0, len(lengths), 64):
+        batch = lengths[begin : begin + 64]
+        assert batch == list(range(batch[0], batch[0] - 64, -1))
+    few = Workload(texts[:100], tokenized=rows[:100])
+    assert len(tried_part(few).texts) == 100
 
 
 def test_a_call_of_one_text_tries_no_batch_size(tmp_path):

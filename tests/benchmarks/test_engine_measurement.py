@@ -77,6 +77,16 @@ def test_providers_that_agree_are_timed_in_turns(session, corpus):
     assert ours["operations"] == padded["operations"]
 
 
+def test_the_memory_of_a_client_is_not_given_as_its_servers(session, corpus):
+    served = Stub(session.provider(ENGINE).embed)
+    served.elsewhere = True
+    session._providers[PADDED] = served
+    ours, other = measure_case(case(ENGINE, PADDED), session, corpus, Budget(None), 1)
+    assert other["status"] == "ok"
+    assert "host_peak_bytes" in ours
+    assert not [field for field in other if field.endswith("_bytes")]
+
+
 def test_the_order_of_timed_calls_is_a_b_a_b(session, corpus):
     calls, vectors = [], torch.eye(64, 8)
     other = Spec("padded", "float32", cuda_graphs=False)

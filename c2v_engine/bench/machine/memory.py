@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 from pathlib import Path
 
 __all__ = ["PeakMemory"]
@@ -32,7 +33,8 @@ class PeakMemory:
         """The most that were resident since, in bytes."""
         if not self.whole_process:
             return status_bytes("VmHWM")
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # bytes there, else KiB
 
 
 def status_bytes(field: str) -> int:

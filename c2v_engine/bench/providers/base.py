@@ -53,6 +53,8 @@ class Provider(ABC):
 
     note = ""
     """What a reader should know of how it works here."""
+    elsewhere = False
+    """Whether another process computes: this one's memory then tells nothing of it."""
     settles = False
     """Whether ``prepare`` chooses how it computes: its vectors are then compared again."""
 

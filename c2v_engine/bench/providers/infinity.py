@@ -93,5 +93,7 @@ class Infinity(Provider):
 
     def close(self) -> None:
         """See the base class."""
-        self._array.stop()
-        self._folder.cleanup()
+        try:
+            self._array.stop()
+        finally:
+            self._folder.cleanup()

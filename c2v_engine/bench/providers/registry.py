@@ -87,6 +87,6 @@ def default_providers(device: torch.device) -> list[str]:
     found = ["device", "padded"]
     if device.type == "cuda":
         found.append("packed")
-    if "sentence-transformers" in OPENERS and find_spec("sentence_transformers") is not None:
+    if find_spec("sentence_transformers") is not None:
         found.append("sentence-transformers")
     return found

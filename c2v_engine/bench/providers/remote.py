@@ -105,6 +105,7 @@ class Remote(Provider):
         connections: to it.
     """
 
+    elsewhere = True
     most_texts = TEXTS_PER_REQUEST
     """Of a request; fewer where all connections would not have work else."""
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from c2v_engine.bench.providers.base import Provider, Spec, UnusableError
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["SentenceTransformers", "open_sentence_transformers"]
 
 BATCH_SIZES = (8, 16, 32, 64)
-TRIED_SHARE = 0.5
 TRIED_TOKENS = 8192
-"""Of the texts with which sizes are tried, so that trying takes no longer than two calls."""
+"""Of the texts with which sizes are tried, about; fewer are tried all."""
 
 
 def open_sentence_transformers(session: Session, spec: Spec) -> Provider:
@@ -74,8 +74,7 @@ class SentenceTransformers(Provider):
         call = min(workload.texts_per_call or len(workload.texts), len(workload.texts))
         # A batch is no larger than a call: of the sizes that hold a whole one, the first will do.
         sizes = [size for size in BATCH_SIZES if size == BATCH_SIZES[0] or size // 2 < call]
-        share = min(TRIED_SHARE, TRIED_TOKENS / workload.decoder_tokens)
-        part = workload.some(max(1, round(share * len(workload.texts))))
+        part = tried_part(workload)
         seconds = {size: self._time(part, size) for size in sizes} if len(sizes) > 1 else {}
         self._batch_size = min(sizes, key=lambda size: seconds.get(size, 0.0))
         version = library("sentence_transformers").__version__
@@ -105,6 +104,21 @@ class SentenceTransformers(Provider):
         start = time.perf_counter()
         self._encode_all(workload)
         return time.perf_counter() - start
+
+
+def tried_part(workload: Workload) -> Workload:
+    """Texts in whole blocks of neighbours by length: batches are padded as those of all texts are.
+
+    Among some of every length a large batch would span more lengths than it does among all.
+    """
+    texts, largest = workload.texts, BATCH_SIZES[-1]
+    order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+    blocks = [order[begin : begin + largest] for begin in range(0, len(order), largest)]
+    share = min(1.0, TRIED_TOKENS / workload.decoder_tokens)
+    # Two at least, the long and the short ones: of one alone, padding tells nothing.
+    count = min(len(blocks), max(2, round(share * len(blocks))))
+    chosen = np.linspace(0, len(blocks) - 1, count, dtype=int)
+    return workload.of([row for number in chosen for row in blocks[number]])
 
 
 def reference_module(reference: Causal2VecReference) -> Any:

@@ -68,6 +68,8 @@ class Vllm(Provider):
         version: of vLLM.
     """
 
+    elsewhere = True
+
     def __init__(
         self,
         llm: Any,
