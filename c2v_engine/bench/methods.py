@@ -255,11 +255,15 @@ def measure_length(
         case = Case(model, rows, tokens, (each.spec,), "methods")
         workload = make_workload(corpus, each.session.tokenizer, rows, tokens, prompt=each.prompt)
         entry = describe(case, each.spec, each.session, workload)
+        shared = shared_rows(each, workload)
+        # An entry's own useful operations: a prompt that is computed once is not every text's here.
+        parameters = each.session.source.multiplied_parameters("decoder")
         entry.update(
+            operations=entry["operations"] - 2.0 * parameters * shared,
             case=f"{model}/{length} tokens/methods",
             method=each.entrant.label,
             text_tokens=length,
-            computed_tokens=workload.decoder_tokens - shared_rows(each, workload),
+            computed_tokens=workload.decoder_tokens - shared,
             **each.agreement,
         )
         entries.append(entry)
@@ -289,5 +293,5 @@ def line(entry: dict[str, Any]) -> str:
     head = f"{entry['case']:<34}{entry['method']:<20}"
     if entry["status"] != "ok":
         return f"{head} {entry['status']}: {entry['reason']}"
-    rows = entry["decoder_tokens"] / entry["texts"]
+    rows = entry["computed_tokens"] / entry["texts"]
     return f"{head}{rows:>8.1f} rows{1e3 * entry['median_s'] / entry['texts']:>10.2f} ms a text"

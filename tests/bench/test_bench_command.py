@@ -163,6 +163,12 @@ def test_methods_are_measured_at_their_lengths(capsys, tmp_path):
     }
     assert shared["in-context"] == rows["in-context", 16] > 200
     assert shared["in-context shared"] < 40
+    operations = {
+        entry["method"]: entry["operations"] / entry["computed_tokens"]
+        for entry in content["results"]
+        if entry["text_tokens"] == 16
+    }
+    assert operations["in-context shared"] == pytest.approx(operations["in-context"])
 
 
 def test_a_wrong_method_is_reported_and_the_command_fails(monkeypatch, capsys):

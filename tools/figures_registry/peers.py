@@ -133,8 +133,9 @@ def method_entries(shape: str) -> dict[tuple[str, int], Content]:
 
 
 def rows_per_text(entry: Content) -> float:
-    """Rows of the decoder's sequence."""
-    return float(entry["decoder_tokens"]) / float(entry["texts"])
+    """Rows of the decoder that are computed for a text; not those of a prompt that all share."""
+    rows = entry.get("computed_tokens", entry["decoder_tokens"])
+    return float(rows) / float(entry["texts"])
 
 
 def ms_per_text(entry: Content) -> float:
