@@ -100,12 +100,6 @@ def test_methods_are_measured_by_the_dearest_and_by_the_plainest():
     assert "in-context" in text
 
 
-def test_rows_that_all_texts_share_are_not_rows_of_a_text():
-    shared = {**method("in-context shared", 16, 340, 3.0), "computed_tokens": 200}
-    row = method_rows(Results(content(shared, kind="methods")), "m")[0]
-    assert row["rows"] == 20
-
-
 def test_a_faster_machine_does_not_look_like_a_faster_engine():
     old = content(entry(seconds=(2.0, 2.0, 2.0)))
     new = copy.deepcopy(old)

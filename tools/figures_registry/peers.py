@@ -134,8 +134,8 @@ def method_entries(shape: str) -> dict[tuple[str, int], Content]:
 
 def rows_per_text(entry: Content) -> float:
     """Rows of the decoder that are computed for a text; not those of a prompt that all share."""
-    rows = entry.get("computed_tokens", entry["decoder_tokens"])
-    return float(rows) / float(entry["texts"])
+    key = "computed_tokens" if "computed_tokens" in entry else "decoder_tokens"
+    return float(entry[key]) / float(entry["texts"])
 
 
 def ms_per_text(entry: Content) -> float:
