@@ -53,9 +53,11 @@ HOW = (
     "stock transformers, texts sorted by length and padded; packed is the same without padding.",
     "Useful operations are 2 x parameters without embeddings x tokens, of decoder and encoder; "
     "padding is no token. They are given as a fraction of a matrix product in the same dtype, "
-    "measured in the same run, the better of before and after. Rows of a prompt that all "
-    "texts share count for each of them, though the engine computes them once: that may be more "
-    "than the ceiling.",
+    "measured in the same run, the better of before and after. The engine computes fewer: "
+    "of the last layer the pooled rows alone, a leading prompt that all texts share once. So its "
+    "fraction may pass what its products reach, which the stages tell.",
+    "Added memory is the most that a timed call has beyond what was there before it: no weights, "
+    "and nothing that a library keeps between calls.",
 )
 HOW_METHODS = (
     "rows are what the decoder's sequence has for a text, computed what is left of them where a "
