@@ -36,26 +36,21 @@ from c2v_engine.bench.report.tables import entry_line  # noqa: E402
 from c2v_engine.bench.run import run_cases  # noqa: E402
 
 DTYPES = ("bfloat16", "float32")
-STOCK = ("padded", "sentence-transformers")
-EIGHT_BITS = ("engine:int8", "llama.cpp:q8_0")
-# Shape, method, providers, and the rows of a call by workload: what compiles for minutes, and what
-# sentence-transformers stands for, is measured of the smaller decoder alone.
+PADDED = ("padded", "sentence-transformers")
+LLAMA_CPP = ("llama.cpp", "engine:int8", "llama.cpp:q8_0")
+# Shape, method, providers, and the rows of a call by workload: sentence-transformers, which chooses
+# its batches, stands for padded transformers where these are left out.
 MODELS = (
-    ("llama-130m", "causal2vec", STOCK, {"128": 1024, "passages": 2048}),
-    (
-        "llama-130m",
-        "last-token",
-        (*STOCK, "compiled", "llama.cpp", *EIGHT_BITS),
-        {"128": 1024, "passages": 2048},
-    ),
+    ("llama-130m", "causal2vec", ("sentence-transformers",), {"128": 1024, "passages": 2048}),
+    ("llama-130m", "last-token", (*PADDED, *LLAMA_CPP), {"128": 1024, "passages": 2048}),
     (
         "qwen2.5-0.5b",
         "last-token",
-        ("sentence-transformers", "llama.cpp", *EIGHT_BITS),
+        ("sentence-transformers", *LLAMA_CPP),
         {"128": 768, "passages": 1536},
     ),
 )
-SMALL = (("tiny-qwen2", "last-token", STOCK, {"128": 256, "passages": 256}),)
+SMALL = (("tiny-qwen2", "last-token", PADDED, {"128": 256, "passages": 256}),)
 
 
 def main() -> None:
