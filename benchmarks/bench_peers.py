@@ -47,7 +47,7 @@ MODELS = (
         "qwen2.5-0.5b",
         "last-token",
         ("sentence-transformers", *LLAMA_CPP),
-        {"128": 768, "passages": 1536},
+        {"128": 512, "passages": 1024},
     ),
 )
 SMALL = (("tiny-qwen2", "last-token", PADDED, {"128": 256, "passages": 256}),)
