@@ -16,6 +16,7 @@ from c2v_engine.bench.models.source import ModelSource
 from c2v_engine.bench.plan import Plan, make_cases
 from c2v_engine.bench.record import Record, RecordError
 from c2v_engine.bench.run import run_cases
+from c2v_engine.bench.session import Session
 from c2v_engine.errors import InputError
 
 __all__ = ["RESULTS", "open_record", "run_plan"]
@@ -69,8 +70,11 @@ def run_plan(
     Raises:
         ConfigError: a dtype, workload or provider that is not known.
         InputError: the result file can not be written.
+        CheckpointError: a model that can not be read.
     """
     plan.check()
+    for source in sources.values():  # a damaged model leaves what the folder holds as it is
+        Session(source)
     settings = {
         "device": device.type,
         "dtypes": list(plan.dtypes),

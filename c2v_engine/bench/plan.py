@@ -70,7 +70,8 @@ class Plan:
         """Whether all of it is known.
 
         Raises:
-            ConfigError: a dtype, workload or provider that is not, with those that are.
+            ConfigError: a dtype, workload or provider that is not, with those that are; texts or
+                an address that are missing, or an address that nobody uses.
         """
         check_dtypes(self.dtypes)
         kinds = [provider.partition(":")[0] for provider in self.providers]
@@ -85,6 +86,11 @@ class Plan:
             for name in given:
                 if name not in known:
                     raise ConfigError(f"{what} is {name!r}, expected one of {', '.join(known)}")
+        if FILE in self.workloads and not self.texts:
+            raise ConfigError(f"workload is {FILE!r}, but no file is given: --texts names one")
+        for kind, _ in self.urls:
+            if kind not in kinds:
+                raise ConfigError(f"--url is of {kind}, which is no provider: --provider {kind}")
         for kind in NEED_A_URL:
             if kind in kinds and kind not in dict(self.urls):
                 raise ConfigError(

@@ -7,11 +7,11 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from c2v_engine.bench.record import Record
 
 FOLDER = Path("c2v-bench")
+T = TypeVar("T")
 OutputOption = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Folder of results and pictures; else c2v-bench/TIME."),
@@ -75,7 +76,8 @@ def bench(
     ] = None,
     repetitions: Annotated[int, typer.Option(min=1, help="Of everybody, in turns.")] = 3,
     seconds: Annotated[
-        float, typer.Option(min=1.0, help="For all of it, about; what does not fit is named.")
+        float,
+        typer.Option(min=1.0, max=1e6, help="For all of it, about; what does not fit is named."),
     ] = 70.0,
     tokens: Annotated[
         int | None, typer.Option(min=1, help="Rows in a call; else what the time allows.")
@@ -85,6 +87,7 @@ def bench(
 ) -> None:
     """Measure; without options the default model against what is installed, in two minutes."""
     if context.invoked_subcommand is not None:
+        refuse_options_before(context)
         return
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells that it starts
     from c2v_engine.bench.command import run_plan
@@ -94,11 +97,13 @@ def bench(
     from c2v_engine.model.device import resolve_device
 
     where = resolve_device(device)
+    if column is not None and texts is None:
+        raise typer.BadParameter("--column is of the file of --texts, and none is given")
     read = () if texts is None else read_texts(texts, column)
     plan = Plan(
-        workloads=(*(workload or WORKLOADS), *(() if texts is None else ("file",))),
-        dtypes=tuple(dtype or default_dtypes(where)),
-        providers=tuple(default_providers(where) if provider is None else provider),
+        workloads=once((*(workload or WORKLOADS), *(() if texts is None else ("file",)))),
+        dtypes=once(dtype or default_dtypes(where)),
+        providers=once(default_providers(where) if provider is None else provider),
         repetitions=repetitions,
         seconds=seconds,
         texts=read,
@@ -107,7 +112,7 @@ def bench(
         tokens=tokens,
     )
     plan.check()
-    folder = output or new_folder()
+    folder = output_folder(output)
     with ExitStack() as stack:
         sources = open_sources(model or [], shape or [], method or [], where, stack)
         record = run_plan(
@@ -144,14 +149,14 @@ def methods(
 
     where = resolve_device(device)
     plan = MethodsPlan(
-        shapes=tuple(shape or ["llama-130m"]),
-        lengths=tuple(length or LENGTHS),
-        methods=tuple(method or ()),
+        shapes=once(shape or ["llama-130m"]),
+        lengths=once(length or LENGTHS),
+        methods=once(method or ()),
         dtype=dtype or default_dtypes(where)[0],
         repetitions=repetitions,
         tokens=tokens,
     )
-    folder = output or new_folder()
+    folder = output_folder(output)
     with tempfile.TemporaryDirectory() as temporary:
         record = run_methods(
             plan,
@@ -208,6 +213,18 @@ def given_arguments(context: typer.Context) -> list[str]:
     return words
 
 
+def refuse_options_before(context: typer.Context) -> None:
+    """Say that options before a subcommand, which has its own, would do nothing."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(
+                f"{parameter.opts[0]} stands before {context.invoked_subcommand!r}, which has "
+                f"options of its own: put it behind (see c2v bench {context.invoked_subcommand} "
+                "--help)"
+            )
+
+
 def default_dtypes(device: torch.device) -> tuple[str, ...]:
     """What people compute in on a device."""
     if device.type == "cuda":
@@ -236,11 +253,12 @@ def open_sources(
     found: dict[str, ModelSource] = {}
     for name in models or ([] if shapes else ["default"]):
         directory = default_model_path() if name == "default" else checkpoint_directory(name)
-        short = "c2v-mini" if name == "default" else Path(name).name
+        # Of the folder that "." or ".." is.
+        short = "c2v-mini" if name == "default" else Path(os.path.abspath(name)).name
         found[unique(short, found)] = StoredCheckpoint(directory, device, short)
-    for shape in shapes:
-        for method in methods or ["causal2vec"]:
-            name = f"{shape} {method}" if len(methods) > 1 else shape
+    for shape in once(shapes):
+        for method in once(methods) or ("causal2vec",):
+            name = unique(f"{shape} {method}" if len(once(methods)) > 1 else shape, found)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             directory = write_checkpoint(folder / "model", shape_named(shape), method)
             found[name] = StoredCheckpoint(directory, device, name)
@@ -274,6 +292,21 @@ def named_url(argument: str) -> tuple[str, str]:
     if not equals or not kind or not url:
         raise typer.BadParameter(f"--url {argument!r} is not KIND=URL")
     return kind, url
+
+
+def once(given: Iterable[T]) -> tuple[T, ...]:
+    """Each of them once: what is asked for twice is measured once."""
+    return tuple(dict.fromkeys(given))
+
+
+def output_folder(output: Path | None) -> Path:
+    """Where results go; a file in its place is found before anything is written or measured."""
+    from c2v_engine.errors import InputError
+
+    folder = output or new_folder()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file, expected a folder for the results")
+    return folder
 
 
 def new_folder() -> Path:

@@ -1,6 +1,8 @@
 """``c2v bench`` from its options to its last line."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -255,6 +257,12 @@ def test_models_of_random_weights_are_written_and_go(capsys, tmp_path):
         (("--shape", "tiny-qwen2", "--method", "x"), "method is 'x'"),
         (("--texts", "nothing.txt"), "nothing.txt: no such file"),
         (("--url", "tei"), "is not KIND=URL"),
+        (("--url", "infinity=http://there"), "--url is of infinity, which is no provider"),
+        (("--workload", "file"), "--texts names one"),
+        (("--column", "body"), "--column is of the file of --texts"),
+        (("--seconds", "inf"), "less than or equal to"),
+        (("--device", "cpu", "methods"), "--device stands before 'methods'"),
+        (("-o", "out", "report", "nothing"), "--output stands before 'report'"),
         (("--provider", "tei"), "tei is a server: give its address by --url tei=http"),
         (("methods", "--length", "10000"), "length is 10000, expected at most"),
         (("methods", "--dtype", "int8"), "dtype is 'int8', expected one of"),
@@ -289,3 +297,49 @@ def test_a_run_without_options_is_of_the_default_model_and_named_for_the_moment(
     assert {"device", "padded"} <= set(asked["plan"].providers)
     assert asked["folder"].parent.name == "c2v-bench"
     assert torch.get_num_threads() >= 1
+
+
+def test_a_damaged_model_leaves_the_results_of_a_folder_as_they_are(models, capsys, tmp_path):
+    shutil.copytree(models / "one", tmp_path / "broken")
+    (tmp_path / "broken" / "decoder" / "tokenizer.json").unlink()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.json").write_text("of an hour")
+    c2v("-m", "broken", *SMALL, "-o", "out", code=2)
+    captured = capsys.readouterr()
+    assert "broken/decoder: its tokenizer" in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert not captured.out
+    assert (tmp_path / "out" / "results.json").read_text() == "of an hour"
+
+
+def test_a_file_in_the_place_of_the_folder_is_found_before_models_are_made(monkeypatch, capsys):
+    from c2v_engine.bench.models import written
+
+    monkeypatch.setattr(written, "write_checkpoint", lambda *words, **options: 1 / 0)
+    Path("out").touch()
+    for words in ((), ("methods",)):
+        c2v(*words, "--shape", "tiny-qwen2", "-o", "out", code=2)
+        assert (
+            capsys.readouterr().err == "error: out: is a file, expected a folder for the results\n"
+        )
+
+
+def test_what_is_asked_for_twice_is_measured_once_and_models_keep_their_names(monkeypatch, models):
+    from c2v_engine.bench import command
+
+    asked = {}
+
+    def run_plan(plan, sources, device, folder, **others):
+        asked.update(plan=plan, sources=list(sources))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "run_plan", run_plan)
+    monkeypatch.chdir(models / "one")
+    (models / "tiny-qwen2").symlink_to(models / "two")
+    words = ["--shape", "tiny-qwen2", "--workload", "32", "--dtype", "float32"] * 2
+    words += ["--provider", "padded"] * 2 + ["-m", ".", "-m", "../tiny-qwen2"]
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        main(["bench", *words])
+    plan = asked["plan"]
+    assert (plan.workloads, plan.dtypes, plan.providers) == (("32",), ("float32",), ("padded",))
+    assert asked["sources"] == ["one", "tiny-qwen2", "tiny-qwen2-2"]
