@@ -273,3 +273,18 @@ def test_the_page_fits_a_phone_and_a_desk(width, scheme, tmp_path):
     assert cut == 0 or width == 390, "a table does not fit a desk"
     assert drawn > 600, "letters in a picture can not be read on a phone"
     assert said == []
+
+
+def test_names_with_dollar_signs_are_no_formulas(tmp_path):
+    at = {"case": r"a$\frac{$/128/bfloat16", "model": r"a$\frac{$"}
+    found = Results(content(entry(**at), entry("padded bfloat16", (6.0, 4.0, 8.0), **at)))
+    names = [path.name for path in write_report(found, tmp_path)]
+    assert names == ["report.html", "throughput.png", "peers.png"]
+
+
+def test_no_picture_of_former_results_stays(tmp_path):
+    write_report(bench(), tmp_path)
+    assert (tmp_path / "peers.png").is_file()
+    paths = write_report(Results(content(entry())), tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    assert not (tmp_path / "peers.png").exists()

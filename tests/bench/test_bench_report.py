@@ -307,3 +307,12 @@ def test_every_stored_result_is_read(name):
     results = read_results(RESULTS / name)
     assert results.timed
     assert len(summary_lines(results)) > len(results.timed)
+
+
+def test_numbers_and_nesting_beyond_what_can_be_read_are_refused(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(InputError, match="is not JSON"):
+        read_results(path)
+    with pytest.raises(InputError, match=r"tflops is 1000.*expected a number above 0"):
+        Results(content(entry(tflops=10**400)))

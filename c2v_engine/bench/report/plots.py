@@ -70,20 +70,24 @@ def write_pictures(results: Results, folder: Path) -> list[Path]:
 
     Args:
         results: of a result file.
-        folder: is made; pictures in it are replaced.
+        folder: is made; pictures in it are replaced, those that the result has no data for too.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
+    from matplotlib import rc_context
+
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {SOURCE: results_digest(results.content), "Software": None}
     paths = []
     for name, draw in PICTURES.items():
-        figure = draw(results)
-        if figure is None:
-            continue
         path = folder / f"{name}.png"
-        figure.savefig(path, dpi=DPI, metadata=metadata)
+        with rc_context({"text.parse_math": False}):  # a name may have dollar signs
+            figure = draw(results)
+            if figure is None:
+                path.unlink(missing_ok=True)
+                continue
+            figure.savefig(path, dpi=DPI, metadata=metadata)
         paths.append(path)
     return paths
 

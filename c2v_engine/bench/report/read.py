@@ -214,6 +214,6 @@ def read_results(path: Path) -> Results:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: can not be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON: {error}") from None
     return Results(content, str(path))
