@@ -76,8 +76,10 @@ class Record:
         try:
             self._partial.write_text(text, encoding="utf-8")
             os.replace(self._partial, self.path)
-        except BaseException:
+        except BaseException as error:
             self._partial.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                error.filename = str(self.path)  # that of a full disk names no file
             raise
 
     def _try_place(self) -> None:

@@ -17,6 +17,7 @@ import typer
 
 from c2v_engine.cli.app import app
 from c2v_engine.cli.options import ColumnOption, DeviceOption
+from c2v_engine.jobs.interrupts import unwind_when_terminated
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +114,7 @@ def bench(
     )
     plan.check()
     folder = output_folder(output)
-    with ExitStack() as stack:
+    with unwind_when_terminated(), ExitStack() as stack:
         sources = open_sources(model or [], shape or [], method or [], where, stack)
         record = run_plan(
             plan,
@@ -157,7 +158,7 @@ def methods(
         tokens=tokens,
     )
     folder = output_folder(output)
-    with tempfile.TemporaryDirectory() as temporary:
+    with unwind_when_terminated(), tempfile.TemporaryDirectory() as temporary:
         record = run_methods(
             plan,
             where,

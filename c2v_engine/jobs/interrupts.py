@@ -60,6 +60,34 @@ def stop_signals(on_stop: Callable[[], str]) -> Iterator[None]:
         os.close(writer)
 
 
+@contextlib.contextmanager
+def unwind_when_terminated() -> Iterator[None]:
+    """Have a kill raise ``SystemExit`` where the main thread is, as Ctrl-C raises its own.
+
+    For work whose ``finally`` has more to do than a signal's thread can, such as to end servers and
+    to remove models that were made. It waits for the tensor operation that runs.
+
+    A signal that is ignored on entry stays ignored. Outside the main thread nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    watched = [n for n, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+    for number in watched:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in watched:
+            signal.signal(number, before[number])
+
+
 def _leave(number: int, on_stop: Callable[[], str]) -> None:
     try:
         line = on_stop()

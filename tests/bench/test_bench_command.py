@@ -1,7 +1,11 @@
 """``c2v bench`` from its options to its last line."""
 
 import json
+import os
 import shutil
+import signal
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -343,3 +347,27 @@ def test_what_is_asked_for_twice_is_measured_once_and_models_keep_their_names(mo
     plan = asked["plan"]
     assert (plan.workloads, plan.dtypes, plan.providers) == (("32",), ("float32",), ("padded",))
     assert asked["sources"] == ["one", "tiny-qwen2", "tiny-qwen2-2"]
+
+
+@pytest.mark.parametrize("words", [("methods",), ("--workload", "32", "--dtype", "float32")])
+def test_a_kill_leaves_no_model_behind(words, monkeypatch, tmp_path):
+    from c2v_engine.bench import command, methods
+
+    def killed(*given, **options):
+        assert list((tmp_path / "temporary").iterdir())
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    for module in (command, methods):
+        monkeypatch.setattr(module, "measure_ceilings_by_dtype", killed)
+    before = signal.getsignal(signal.SIGTERM)
+    # A handler that the test survives where the command has none.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        c2v(*words, "--shape", "tiny-mistral", "-o", "out", code=143)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    left = [path.name for path in (tmp_path / "temporary").iterdir()]
+    assert not [name for name in left if not name.startswith("torchinductor")]  # torch's cache

@@ -1,13 +1,16 @@
 """Pictures and the page of a result."""
 
 import copy
+import errno
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from made_results import content, entry, method
 from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
 from PIL import Image
 
 from c2v_engine.bench.report.page import NO_PICTURES, write_report
@@ -288,3 +291,23 @@ def test_no_picture_of_former_results_stays(tmp_path):
     paths = write_report(Results(content(entry())), tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(paths)
     assert not (tmp_path / "peers.png").exists()
+
+
+@pytest.mark.parametrize("broken", ["peers.png", "report.html"])
+def test_a_full_disk_is_told_with_the_file_and_leaves_no_part_of_it(broken, monkeypatch, tmp_path):
+    def full(path):
+        path.write_bytes(b"some")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for owner, name in ((Figure, "savefig"), (Path, "write_text")):
+        former = getattr(owner, name)
+
+        def write(*words, former=former, **options):
+            path = next(word for word in words if isinstance(word, Path))
+            return full(path) if path.name == broken else former(*words, **options)
+
+        monkeypatch.setattr(owner, name, write)
+    with pytest.raises(OSError, match="No space") as caught:
+        write_report(bench(), tmp_path)
+    assert caught.value.filename == str(tmp_path / broken)
+    assert not (tmp_path / broken).exists()

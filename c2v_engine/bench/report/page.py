@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from c2v_engine.bench.report.plots import write_pictures
+from c2v_engine.bench.report.plots import whole_or_none, write_pictures
 from c2v_engine.bench.report.read import (
     OURS,
     Entry,
@@ -123,7 +123,9 @@ def write_report(results: Results, folder: Path) -> list[Path]:
     except ImportError:
         pictures = None
     path = folder / PAGE
-    path.write_text(make_page(results, pictures), encoding="utf-8")
+    page = make_page(results, pictures)
+    with whole_or_none(path):
+        path.write_text(page, encoding="utf-8")
     return [path, *(pictures or [])]
 
 

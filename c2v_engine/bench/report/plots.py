@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PICTURES", "picture_source", "results_digest", "write_pictures"]
+__all__ = ["PICTURES", "picture_source", "results_digest", "whole_or_none", "write_pictures"]
 
 SOURCE = "Results"
 LEAST_PART = 0.001  # of the time of a pass: a stage under it is no bar
@@ -74,6 +75,7 @@ def write_pictures(results: Results, folder: Path) -> list[Path]:
 
     Raises:
         ImportError: matplotlib is not installed.
+        OSError: a picture can not be written; no part of it is left.
     """
     from matplotlib import rc_context
 
@@ -87,9 +89,22 @@ def write_pictures(results: Results, folder: Path) -> list[Path]:
             if figure is None:
                 path.unlink(missing_ok=True)
                 continue
-            figure.savefig(path, dpi=DPI, metadata=metadata)
+            with whole_or_none(path):
+                figure.savefig(path, dpi=DPI, metadata=metadata)
         paths.append(path)
     return paths
+
+
+@contextmanager
+def whole_or_none(path: Path) -> Iterator[None]:
+    """Remove what is written of a file where that fails, as on a full disk, and name the file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        if path.is_file():
+            path.unlink()
+        raise
 
 
 def draw_stages(results: Results) -> Figure | None:
