@@ -138,7 +138,9 @@ def _read_examples(path: Path) -> list[tuple[str, ...]]:
 
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: can not be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise InputError(f"{path}: can not be read: {error}") from None
     names = ("instruction", "query", "response")
     examples = []
@@ -148,12 +150,14 @@ def _read_examples(path: Path) -> list[tuple[str, ...]]:
         try:
             found = json.loads(line)
             examples.append(tuple(found[name] for name in names))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             found = None
         if not isinstance(found, dict) or not all(isinstance(found[n], str) for n in names):
             raise InputError(
                 f"{path}, line {number}: expected a JSON object with the texts {', '.join(names)}"
             )
+    if not examples:
+        raise InputError(f"{path}: holds no example, expected one a line")
     return examples
 
 

@@ -175,6 +175,10 @@ def create_checkpoint(
         raise ConfigError("template has <context>, so an encoder must be given")
     if not has_context and (encoder is not None or encoder_options):
         raise ConfigError("template has no <context>, so no encoder can be given, nor its options")
+    if not has_context and projector_hidden_size is not None:
+        raise ConfigError(
+            f"projector_hidden_size is {projector_hidden_size}, but template has no <context>"
+        )
     decoder_shape = DecoderShape.from_transformers(load_transformers_config(decoder), str(decoder))
     encoder_shape, encoder_section, projector = None, None, None
     if encoder is not None:

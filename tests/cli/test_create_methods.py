@@ -72,3 +72,25 @@ def test_mistakes_end_with_one_line(create, tmp_path):
         assert code != 0
         assert reason in printed
         assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_a_file_without_examples_is_refused(create, tmp_path, text):
+    (tmp_path / "none.jsonl").write_text(text)
+    words = ("--method", "in-context", "--examples", tmp_path / "none.jsonl", "--instruction", "x")
+    code, printed, output = create(*words)
+    assert (code, printed.count("\n"), output.exists()) == (2, 1, False)
+    assert "none.jsonl: holds no example" in printed
+
+
+def test_examples_that_nest_without_end_are_a_bad_line(create, tmp_path):
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    code, printed, _ = create("--method", "in-context", "--examples", tmp_path / "deep.jsonl")
+    assert code == 2
+    assert "deep.jsonl, line 1: expected a JSON object" in printed
+
+
+def test_a_width_of_a_projector_that_there_is_not_is_refused(create):
+    code, printed, output = create("--method", "echo", "--projector-hidden-size", 3)
+    assert (code, output.exists()) == (2, False)
+    assert "projector_hidden_size is 3, but template has no <context>" in printed

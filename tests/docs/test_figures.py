@@ -207,3 +207,13 @@ def test_every_table_stands_in_a_page(pages):
 def test_the_default_model_has_the_card_of_its_example(pages):
     card = pages["examples/c2v_mini/card.md"]
     assert pages["c2v_engine/default_model/README.md"] == card
+
+
+@pytest.mark.parametrize(("text", "said"), [("{", "is not JSON"), ("[]", "is not a JSON object")])
+def test_a_damaged_result_file_is_named_in_one_line(text, said, tmp_path, figures):
+    from figures_registry import results
+
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    with pytest.raises(LookupError, match=f"broken.json {said}"):
+        results.read_path(path)

@@ -25,8 +25,18 @@ RUNS = {
 
 @functools.cache
 def read_path(path: Path) -> Content:
-    """A file of JSON; nobody changes what is given."""
-    content: Content = json.loads(path.read_text(encoding="utf-8"))
+    """A file of JSON; nobody changes what is given.
+
+    Raises:
+        LookupError: it is no JSON object.
+    """
+    name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    try:
+        content: Content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LookupError(f"{name} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise LookupError(f"{name} is not a JSON object")
     return content
 
 
