@@ -36,7 +36,13 @@ from c2v_engine.bench.counts import count_work, describe_counting  # noqa: E402
 from c2v_engine.bench.machine.facts import describe_machine, describe_sources  # noqa: E402
 from c2v_engine.bench.ratios import cpu_cases, measure_ratios  # noqa: E402
 from c2v_engine.bench.record import Record, RecordError  # noqa: E402
-from c2v_engine.bench.regressions import Moved, compare_counts, compare_ratios, table  # noqa: E402
+from c2v_engine.bench.regressions import (  # noqa: E402
+    Moved,
+    check_stored,
+    compare_counts,
+    compare_ratios,
+    table,
+)
 
 STORE = ROOT / "benchmarks" / "results" / "regressions.json"
 REPETITIONS = 7
@@ -61,12 +67,17 @@ def parse(given: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, An
         return arguments, {"kind": KIND}
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         parser.error(f"{path} can not be read, --update writes it: {error}")
     if not isinstance(stored, dict) or stored.get("kind") != KIND:
         parser.error(f"{path} holds no counts and ratios: its kind is not {KIND!r}")
     if not arguments.update and "counts" not in stored:
         parser.error(f"{path} holds no counts: --counts-only --update stores them")
+    try:
+        for kind in COMPARISONS.keys() & stored.keys():
+            check_stored(kind, stored[kind])
+    except ValueError as error:
+        parser.error(f"{path} can not be compared with: {error}")
     return arguments, stored
 
 

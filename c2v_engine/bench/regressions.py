@@ -10,7 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["COUNT_RULES", "Moved", "Rule", "compare_counts", "compare_ratios", "table"]
+__all__ = [
+    "COUNT_RULES",
+    "Moved",
+    "Rule",
+    "check_stored",
+    "compare_counts",
+    "compare_ratios",
+    "table",
+]
 
 Verdict = Literal["worse", "better", "moved", "not judged"]
 Measured = Mapping[str, Any]
@@ -98,6 +106,53 @@ class Moved:
         if self.old is None or self.new is None or not self.old:
             return None
         return self.new / self.old - 1
+
+
+RATIO = ("median", "low", "high")
+
+
+def check_stored(kind: str, stored: Any) -> None:
+    """Whether stored counts or ratios are such that they can be compared.
+
+    Args:
+        kind: ``counts`` or ``ratios``.
+        stored: facts and cases.
+
+    Raises:
+        ValueError: with the first thing that is not as it must be.
+    """
+    if not isinstance(stored, Mapping) or not all(
+        isinstance(stored.get(name), Mapping) for name in ("facts", "cases")
+    ):
+        raise ValueError(f"{kind} have no facts and cases")
+    if not isinstance(stored["facts"].get("commit"), str):
+        raise ValueError(f"the facts of {kind} name no commit")
+    for name, case in stored["cases"].items():
+        if not isinstance(case, Mapping):
+            raise ValueError(f"{kind} of {name!r} are no object")
+        if kind == "counts":
+            wrong = wrong_count(case)
+        else:
+            wrong = next((each for each in RATIO if not is_positive(case.get(each))), "")
+            wrong = "" if isinstance(case.get("reason"), str) else wrong
+        if wrong:
+            raise ValueError(f"{wrong} of {name!r} is not what {kind} have")
+
+
+def wrong_count(case: Measured) -> str:
+    """The first field of a case of counts that can not be compared; empty where all can."""
+    for count, rule in COUNT_RULES.items():
+        value = case.get(count)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            return count
+        if value is not None and rule.detail and not isinstance(case.get(rule.detail), Mapping):
+            return rule.detail
+    return ""
+
+
+def is_positive(value: Any) -> bool:
+    """Whether it is a number above 0."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
 def compare_counts(old: Measured, new: Measured) -> list[Moved]:

@@ -248,6 +248,31 @@ def test_a_store_that_is_none_is_refused_in_one_line(text, tmp_path, capsys):
     assert printed.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("counts", {}, "counts have no facts and cases"),
+        ("counts", {"facts": {}, "cases": {}}, "facts of counts name no commit"),
+        ("counts", {"facts": {"commit": "a"}, "cases": {"x": 1}}, "counts of 'x' are no object"),
+        (
+            "counts",
+            {"facts": {"commit": "a"}, "cases": {"x": {"operators": 1}}},
+            "operators_by_name of 'x'",
+        ),
+        ("ratios", {"facts": {"commit": "a"}, "cases": {"x": {"median": 1.0}}}, "low of 'x'"),
+        ("ratios", [], "ratios have no facts and cases"),
+    ],
+)
+def test_a_damaged_store_is_refused_before_anything_is_counted(
+    part, value, said, tmp_path, capsys, store
+):
+    path = tmp_path / "store.json"
+    path.write_text(json.dumps({**store, part: value}))
+    status, printed = check(capsys, "--counts-only", "--store", path)
+    assert (status, printed.out, printed.err.count("\n")) == (2, "", 1)
+    assert said in printed.err
+
+
 def test_what_is_stored_has_all_that_is_judged(store):
     assert store["kind"] == "regressions"
     for case in store["counts"]["cases"].values():
