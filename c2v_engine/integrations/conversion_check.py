@@ -30,7 +30,7 @@ def largest_differences(
 
     Raises:
         MissingPackageError: sentence-transformers is not installed.
-        CheckpointError: sentence-transformers can not load the source.
+        CheckpointError: sentence-transformers can not load the source, or not embed with it.
     """
     try:
         from sentence_transformers import SentenceTransformer
@@ -49,10 +49,17 @@ def largest_differences(
     except Exception as error:  # whatever transformers and sentence-transformers raise
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{source}: sentence-transformers refuses it: {reason}") from None
-    expected = [
-        stock.encode(list(texts), prompt_name=name, normalize_embeddings=normalize)
-        for name in names
-    ]
+    try:
+        expected = [
+            stock.encode(list(texts), prompt_name=name, normalize_embeddings=normalize)
+            for name in names
+        ]
+    except Exception as error:  # of a tokenizer without a padding token, ...
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{source}: sentence-transformers can not embed with it, so that {checkpoint}, which "
+            f"is made, was compared with nothing: {reason}"
+        ) from None
     return {
         name: float(np.abs(ours - theirs).max())
         for name, ours, theirs in zip(names, found, expected, strict=True)

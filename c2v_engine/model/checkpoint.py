@@ -264,7 +264,7 @@ def load_transformers_config(folder: Path) -> Any:
         kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a transformers config: {error}") from None
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -284,7 +284,7 @@ def _conversion_hint(directory: Path) -> str:
         return "; it is a model of sentence-transformers, of which c2v convert makes a checkpoint"
     try:
         kind = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return ""
     if kind not in DECODER_KINDS:
         return ""

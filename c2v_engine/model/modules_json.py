@@ -131,7 +131,7 @@ def _read(path: Path, missing: Any) -> Any:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return missing
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}; remove it first") from None
     items = found if isinstance(missing, list) else [found]
     if not isinstance(found, type(missing)) or not all(isinstance(one, dict) for one in items):

@@ -261,3 +261,28 @@ def test_the_command_says_it_in_a_line(copied, capsys, options, message):
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert message in error.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "modules.json", "1_Pooling/config.json", "config_sentence_transformers.json"],
+)
+def test_json_that_nests_without_end(copied, name):
+    source = copied()
+    (source / name).write_text("[" * 100_000)
+    assert name in refusal(source, CheckpointError)
+
+
+def test_a_comparison_that_sentence_transformers_can_not_make_is_said(copied, capsys, monkeypatch):
+    from sentence_transformers import SentenceTransformer
+
+    def encode(*words, **options):
+        raise ValueError("Asking to pad but the tokenizer\ndoes not have a padding token.")
+
+    monkeypatch.setattr(SentenceTransformer, "encode", encode)
+    source = copied()
+    with pytest.raises(SystemExit) as ended:
+        main(["convert", str(source), "-o", str(source.parent / "out"), "--check", "a"])
+    assert ended.value.code == 2
+    assert "can not embed with it" in capsys.readouterr().err.splitlines()[-1]
+    assert (source.parent / "out" / "config.json").is_file()

@@ -342,7 +342,7 @@ def _compare_tokens(description: CheckpointDescription, stock: Any, folder: Path
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: expected an object, found {type(values).__name__}")

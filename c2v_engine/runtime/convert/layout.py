@@ -236,7 +236,7 @@ def _read_json(path: Path, kind: type) -> Any:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(values, kind):
         expected = "a list" if kind is list else "an object"
