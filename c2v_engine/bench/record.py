@@ -38,7 +38,8 @@ class Record:
     def __init__(self, path: Path, *, resume: bool = False) -> None:
         self.path = path
         self.content: dict[str, Any] = {}
-        self._partial = path.with_name(f".{path.name}.partial") if path.name else path
+        # Of this process: two runs into one folder do not take the other's away.
+        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial") if path.name else path
         self._try_place()
         if resume and path.is_file():
             self.content = read_results(path)
