@@ -12,8 +12,8 @@ from figures_registry.registry import figure, table
 from figures_registry.results import Content, commit, read, setting
 
 PEERS, METHODS = "peers-cpu/results.json", "methods-cpu/results.json"
-RIVALS = ("sentence-transformers", "padded", "compiled", "llama.cpp")
-RIVAL_NAMES = ("sentence-transformers", "transformers, padded", "the same, compiled", "llama.cpp")
+RIVALS = ("sentence-transformers", "padded", "llama.cpp")
+RIVAL_NAMES = ("sentence-transformers", "transformers, padded", "llama.cpp")
 LLAMA_CPP_DTYPES = {"int8": "q8_0"}
 DEAREST, PLAINEST, OURS = "in-context", "last-token", "causal2vec"
 
@@ -176,21 +176,15 @@ def relative_table(shape: str) -> str:
 
 
 @table
-def methods_cpu_small() -> str:
+def methods_cpu() -> str:
     """Rows and time of every method, decoder of 130 M."""
     return methods_table("llama-130m")
 
 
 @table
-def methods_cpu_large() -> str:
-    """Likewise, of 0.5 B."""
-    return methods_table("qwen2.5-0.5b")
-
-
-@table
 def methods_cpu_relative() -> str:
-    """Time relative to the dearest and to the plainest method, decoder of 0.5 B."""
-    return relative_table("qwen2.5-0.5b")
+    """Time relative to the dearest and to the plainest method."""
+    return relative_table("llama-130m")
 
 
 @figure
