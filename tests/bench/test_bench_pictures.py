@@ -91,7 +91,7 @@ def test_stages_that_are_no_bars_are_left_out_and_counted():
     stages.append({**stages[0], "name": "pool", "host_s": 1e-4})
     figure = draw_stages(results)
     assert "pool" not in labels(figure)
-    assert any("1 stages under 0.1% left out" in word for word in labels(figure))
+    assert any("stages under 0.1% left out: 1" in word for word in labels(figure))
 
 
 def test_waiting_for_a_device_is_no_stage():
@@ -146,6 +146,19 @@ def test_the_roofline_has_every_provider_under_the_ceiling():
         (500.0, 250.0),
     ]
     assert {"engine bfloat16", "padded bfloat16", "llama.cpp bfloat16"} <= set(labels(figure))
+
+
+def test_the_roofline_names_variants_and_says_why_a_point_is_above_it():
+    at = {"case": "m/18/prompt 32", "prompt_tokens": 32}
+    ours = entry(seconds=(0.5,), **at)
+    plain = entry("engine bfloat16 unshared", (2.0,), **at)
+    figure = draw_roofline(Results(content(ours, plain, models=MODELS)))
+    (axes,) = figure.axes
+    assert {"engine bfloat16", "engine bfloat16 unshared"} <= set(labels(figure))
+    colours = {tuple(dots.get_edgecolor()[0]) for dots in axes.collections}
+    assert len(colours) == 2
+    assert [text.xy for text in axes.texts] == [(500.0, 2000.0)]
+    assert "a shared prompt" in axes.texts[0].get_text()
 
 
 def test_throughput_is_joined_by_lines_only_over_lengths():

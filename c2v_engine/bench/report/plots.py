@@ -31,6 +31,7 @@ from c2v_engine.bench.report.style import (
     looks,
     looks_of,
     new_figure,
+    point_out,
     tidy,
 )
 from c2v_engine.bench.report.tables import OUR_METHOD, method_rows
@@ -49,6 +50,7 @@ BAR = 0.22  # inches
 LEAST_EXTENT = 4.0  # bars, of a panel
 GAP = 0.7  # bars, between the groups of them
 LINES = ("-", "--", ":", "-.")
+SHARED_PROMPT = "counted for each text, computed once: a shared prompt"
 
 
 def results_digest(content: dict[str, Any]) -> str:
@@ -136,7 +138,7 @@ def draw_stages(results: Results) -> Figure | None:
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_title(
             f"{entry['case']}, {entry['provider']}: {profile['texts']} texts"
-            + (f" ({left} stages under {LEAST_PART:.1%} left out)" if left else "")
+            + (f" (stages under {LEAST_PART:.1%} left out: {left})" if left else "")
         )
         axes.set_xlabel(
             f"ms{' on the host' if where == 'host' else ''} (tokenise: in threads beside the rest)"
@@ -194,21 +196,11 @@ def draw_roofline(results: Results) -> Figure | None:
         corners = (ends[0], ridges[dtype], ends[1])
         roof = [scale * peaks[dtype] * min(1.0, x / ridges[dtype]) for x in corners]
         axes.plot(corners, roof, style, color="#444444", linewidth=1, label=f"ceiling, {dtype}")
-    found = looks(results)
-    for kind in dict.fromkeys(kind_of(entry) for _, entry in points):
-        for dtype, fill in zip(dtypes, (found[kind].colour, *["none"] * 3), strict=False):
-            own = [(x, e) for x, e in points if (kind_of(e), dtype_of(e)) == (kind, dtype)]
-            if own:
-                axes.scatter(
-                    [x for x, _ in own],
-                    [scale * e["tflops"] for _, e in own],
-                    s=30,
-                    marker=found[kind].marker,
-                    facecolors=fill,
-                    edgecolors=found[kind].colour,
-                    label=f"{kind} {dtype}",
-                    zorder=3 if kind == OURS else 2,
-                )
+    draw_points(axes, points, looks(results), scale)
+    middle = (ends[0] * ends[1]) ** 0.5
+    for x, entry in points:
+        if entry.get("prompt_tokens") and entry["tflops"] > peaks[dtype_of(entry)]:
+            point_out(axes, SHARED_PROMPT, (x, scale * entry["tflops"]), leftward=x > middle)
     axes.set(xscale="log", yscale="log")
     axes.set_xlabel("useful operations for each byte of weights, read once a call")
     axes.set_ylabel(f"useful {unit}")
@@ -218,6 +210,26 @@ def draw_roofline(results: Results) -> Figure | None:
     beside(axes)
     tidy(axes)
     return figure
+
+
+def draw_points(
+    axes: Axes, points: Sequence[tuple[float, Entry]], known: dict[str, Look], scale: float
+) -> None:
+    """Points of every provider; those of other dtypes than the first one's are hollow."""
+    for provider in dict.fromkeys(entry["provider"] for _, entry in points):
+        own = [(x, entry) for x, entry in points if entry["provider"] == provider]
+        first = own[0][1]
+        colour, marker = known[label_of(first)]
+        axes.scatter(
+            [x for x, _ in own],
+            [scale * entry["tflops"] for _, entry in own],
+            s=30,
+            marker=marker,
+            facecolors=colour if dtype_of(first) == dtype_of(points[0][1]) else "none",
+            edgecolors=colour,
+            label=provider,
+            zorder=3 if kind_of(first) == OURS else 2,
+        )
 
 
 def draw_throughput(results: Results) -> Figure | None:

@@ -12,7 +12,19 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "DPI", "WIDTH", "Look", "beside", "in_full", "looks", "new_figure", "tidy"]
+__all__ = [
+    "COLOURS",
+    "DPI",
+    "WIDTH",
+    "Look",
+    "beside",
+    "in_full",
+    "looks",
+    "looks_of",
+    "new_figure",
+    "point_out",
+    "tidy",
+]
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -97,3 +109,16 @@ def written(value: float) -> str:
 def beside(axes: Axes) -> None:
     """The legend, right of the axes."""
     axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+
+
+def point_out(axes: Axes, words: str, point: tuple[float, float], *, leftward: bool) -> None:
+    """Write words beside a point."""
+    axes.annotate(
+        words,
+        point,
+        (-6 if leftward else 6, 0),
+        textcoords="offset points",
+        ha="right" if leftward else "left",
+        va="center",
+        fontsize=7,
+    )
